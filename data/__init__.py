@@ -1,0 +1,1 @@
+'The bundled datasets; read them with `importlib.resources.files("rag_finetune.bundled")`.'
