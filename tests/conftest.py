@@ -1,0 +1,29 @@
+"What every test has: no model hub, its share of the cores, and the public data where $RAG_FINETUNE_DATA says where it is."
+import os
+from pathlib import Path
+
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+threads = max(1, (os.cpu_count() or 1) // workers)
+os.environ["HF_HUB_OFFLINE"] = "1"                       # before anything imports huggingface_hub
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", str(threads))   # torch, here and in the processes that tests start
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import pytest  # noqa: E402
+
+DATA = "RAG_FINETUNE_DATA"
+
+@pytest.fixture(scope="session")
+def public_data() -> Path:
+    "The folder of the public data sets; a test that asks for it skips, saying so, where the variable is not set."
+    if not os.environ.get(DATA): pytest.skip(f"${DATA} is not set: it names the folder of the public data sets")
+    folder = Path(os.environ[DATA])
+    assert folder.is_dir(), f"${DATA} names {folder}, which is no folder"
+    return folder
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    "With RAG_FINETUNE_REQUIRE_DATA, a test that skips for want of the public data fails instead."
+    report = yield
+    if os.environ.get("RAG_FINETUNE_REQUIRE_DATA") and report.skipped and DATA in str(report.longrepr): report.outcome = "failed"
+    return report

@@ -1,0 +1,191 @@
+"The package as a whole: what may import what, metadata, lint and types, the wheel, and what must not stand in the repository."
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from configparser import ConfigParser
+from importlib.metadata import metadata, requires
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from notebooks import ROOT, copied
+
+import rag_finetune
+
+PACKAGE = ROOT / "rag_finetune"
+MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if not p.stem.startswith("_"))
+
+# module -> modules of this package that its exported cells may import: one direction, no loops
+MAY_IMPORT = {
+    "core": "",
+    "data": "core",
+    "synthetic": "core data",
+    "review": "core data",
+    "metrics": "core",
+    "models": "core",
+    "retrieval": "core",
+    "verdict": "core metrics",
+    "ladder": "core models retrieval",
+    "negatives": "core",
+    "embedding": "core negatives models metrics retrieval",
+    "reranker": "core negatives models metrics retrieval",
+    "lora": "embedding reranker models",
+    "pipeline": "*",
+    "cli": "*",
+}
+# what is slow to import, or changes what a machine must have: package -> modules that may import it, besides pipeline and cli
+HEAVY = {
+    "torch": "models ladder embedding reranker lora",
+    "sentence_transformers": "models ladder embedding reranker lora",
+    "transformers": "models embedding reranker lora",
+    "datasets": "embedding reranker lora",
+    "accelerate": "embedding reranker lora",
+    "lancedb": "retrieval",
+    "sklearn": "ladder",
+}
+
+def imported(source):
+    "Every module that `source` imports, at the top or inside a function, by its absolute name."
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import): yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = f"rag_finetune.{node.module or ''}".rstrip(".") if node.level else node.module
+            yield base
+            if base == "rag_finetune": yield from (f"{base}.{alias.name}" for alias in node.names)
+
+def siblings(names): return {name.split(".")[1] for name in names if name.startswith("rag_finetune.")}
+
+def forbidden(module, source):
+    "What `module` imports and may not."
+    allowed = set(MAY_IMPORT) - {module, "cli"} if MAY_IMPORT[module] == "*" else set(MAY_IMPORT[module].split())
+    if module not in ("pipeline", "cli"): allowed -= {"pipeline"}
+    names = set(imported(source))
+    heavy = {name.split(".")[0] for name in names} & HEAVY.keys() if MAY_IMPORT[module] != "*" else set()
+    return (siblings(names) - allowed) | {name for name in heavy if module not in HEAVY[name].split()}
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_only_what_it_may(module):
+    assert module in MAY_IMPORT, "a new module: say in MAY_IMPORT what it may import"
+    assert forbidden(module, (PACKAGE / f"{module}.py").read_text(encoding="utf-8")) == set()
+
+@pytest.mark.parametrize(("module", "source", "found"), [
+    ("metrics", "from .core import Run", set()), ("metrics", "from .data import load", {"data"}),
+    ("metrics", "def f():\n    import torch.nn", {"torch"}), ("metrics", "from . import verdict", {"verdict"}),
+    ("verdict", "import rag_finetune.models", {"models"}), ("ladder", "from sklearn.svm import SVC", set()),
+    ("pipeline", "from .cli import app", {"cli"}), ("cli", "from .pipeline import run\nimport torch", set()),
+])
+def test_a_forbidden_import_is_found(module, source, found):
+    assert forbidden(module, source) == found
+
+def test_core_needs_numpy_alone():
+    outside = {name.split(".")[0] for name in imported((PACKAGE / "core.py").read_text(encoding="utf-8"))} - sys.stdlib_module_names
+    assert outside == {"numpy"}
+
+@pytest.mark.parametrize("module", [name for name in ("core", "data", "metrics", "negatives", "verdict") if name in MODULES])
+def test_leaves_heavy_packages_unloaded(module):
+    code = f"import sys, rag_finetune.{module}; print(*({set(HEAVY)} & sys.modules.keys()))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert loaded == []
+
+# metadata
+
+def settings():
+    config = ConfigParser(delimiters=["="], interpolation=None)
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+def test_metadata_is_that_of_settings_ini():
+    about = metadata("rag_finetune")
+    assert about["Version"] == settings()["version"] == rag_finetune.__version__
+    assert about["Summary"] == settings()["description"]
+    assert about["Requires-Python"] == f">={settings()['min_python']}"
+    assert about["License-Expression"] == settings()["license"]
+    assert len([line for line in requires("rag_finetune") if "extra ==" not in line]) == len(settings()["requirements"].split())
+
+def test_every_dependency_says_why():
+    for key in ("requirements", "dev_requirements"):
+        block = (ROOT / "settings.ini").read_text(encoding="utf-8").split(f"\n{key} =\n")[1].split("\n\n")[0].splitlines()
+        reasons = [line.strip().startswith("#") for line in block]
+        assert reasons == [True, False] * (len(block) // 2), f"{key}: a reason, a requirement, a reason, a requirement"
+
+def test_every_dependency_is_locked_and_the_lock_names_no_place():
+    lock = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    locked = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lock.splitlines() if not line.startswith("#")}
+    wanted = [line for key in ("requirements", "dev_requirements") for line in settings()[key].split()]
+    assert {re.sub(r"[-_.]+", "-", re.split(r"[=<>]", line)[0]).lower() for line in wanted} <= locked
+    assert all(re.fullmatch(r"#.*|[\w.-]+==[\w.]+", line) for line in lock.splitlines()), "only name==version"
+
+def test_is_typed_and_brings_its_data():
+    assert files("rag_finetune").joinpath("py.typed").is_file()
+    assert files("rag_finetune.bundled").joinpath("transactions", "corpus.jsonl").is_file()
+
+# lint, types, and what must not stand in the repository
+
+@pytest.mark.parametrize("command", [["ruff", "check", "."], ["mypy"]], ids=["ruff", "mypy"])
+def test_static(command):
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+def tracked():
+    "The text files that git tracks, with their texts."
+    if not (ROOT / ".git").exists(): pytest.skip("not a git checkout: nothing tells which files belong to it")
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        path = ROOT / name
+        if path.suffix in (".png", ".svg", ".npz", ".safetensors") or not path.is_file(): continue
+        yield name, path.read_text(encoding="utf-8")
+
+MACHINE = re.compile(r"(?<![\w.:/])/(?:work|root|home|Users|opt|mnt|tmp)/\w[^\s\"'`)]*")
+
+def test_no_file_names_a_place_on_one_machine():
+    assert [(name, found[0]) for name, text in tracked() if (found := MACHINE.search(text))] == []
+
+@pytest.mark.parametrize(("text", "found"), [("in /" + "home/ann/x.csv", True), ("(/" + "work/main)", True), ("see docs/home/x", False),
+                                             ("https://example.org/" + "home/x", False), ("#!/usr/bin/env bash", False)])
+def test_a_place_on_one_machine_is_found(text, found):
+    assert bool(MACHINE.search(text)) == found
+
+# the wheel
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    "The scripts' folder of a new environment with the wheel, beside (not in) this environment's packages."
+    folder = tmp_path_factory.mktemp("wheel")
+    python = [sys.executable, "-m"]
+    with copied() as root:
+        subprocess.run([*python, "build", "--wheel", "--no-isolation", "--outdir", folder, root], check=True, capture_output=True)
+    subprocess.run([*python, "venv", "--without-pip", folder / "venv"], check=True)
+    scripts = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    site = subprocess.run([scripts / "python", "-c", "import site; print(site.getsitepackages()[0])"],
+                          check=True, capture_output=True, text=True).stdout.strip()
+    # a path added by a .pth file does not have its own .pth files read, so an editable install of this repository stays behind
+    Path(site, "beside.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
+    [wheel] = folder.glob("*.whl")
+    subprocess.run([*python, "pip", "--python", scripts / "python", "install", "--no-deps", wheel], check=True, capture_output=True)
+    return scripts
+
+def outside(command, folder):
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+@pytest.mark.slow
+def test_the_wheel_brings_modules_data_and_types(installed, tmp_path):
+    code = ("import rag_finetune, importlib.resources as r; print(rag_finetune.__file__); "
+            "print(*sorted(f.name for f in r.files('rag_finetune').iterdir())); "
+            "print(*sorted(p.name for p in r.files('rag_finetune.bundled').joinpath('transactions').iterdir()))")
+    where, modules, data = outside([installed / "python", "-c", code], tmp_path).splitlines()
+    assert Path(where).is_relative_to(installed.parent)
+    assert {"py.typed", *(f"{name}.py" for name in MODULES)} <= set(modules.split())
+    assert set(data.split()) == {p.name for p in (ROOT / "data" / "transactions").iterdir()}
+
+@pytest.mark.slow
+def test_the_wheel_runs_the_main_job_in_another_folder(installed, tmp_path):
+    outside([installed / "rag-finetune", "run", "--train-limit", "100", "--epochs", "1", "--out", "out"], tmp_path)
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert {"base", "bm25", "tuned"} <= results["systems"].keys()
+    assert results["verdict"]["decision"] in {"better", "worse", "no_difference", "not_enough"}
