@@ -263,7 +263,8 @@ if __name__ == "__main__":
 def test_a_process_killed_while_it_writes_leaves_nothing_that_is_used(tmp_path):
     (tmp_path / "killed.py").write_text(KILLED)
     store = tmp_path / "store"
-    process = subprocess.Popen([sys.executable, tmp_path / "killed.py", store], cwd=os.getcwd(), env=os.environ | {"PYTHONPATH": os.getcwd()})
+    root = os.getcwd()
+    process = subprocess.Popen([sys.executable, tmp_path / "killed.py", store], cwd=root, env=os.environ | {"PYTHONPATH": root})
     while process.poll() is None and not list(store.glob("*.lance/data/*")): time.sleep(.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
