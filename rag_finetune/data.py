@@ -231,8 +231,9 @@ def _csv_rows(
         try: row = next(rows)
         except StopIteration: break
         except csv.Error as e:
-            raise DataError(f"{where}: not CSV ({e}); put a text with commas, quotes or line breaks in double quotes, "
-                            "and double a quote inside it") from None
+            if "new-line" in str(e): advice = "save the file with the line ends of Unix or Windows"
+            else: advice = "put a text with commas, quotes or line breaks in double quotes, and double a quote inside it"
+            raise DataError(f"{where}: not CSV ({str(e).partition(' - ')[0]}); {advice}") from None
         if len(row) > 1 or "".join(row).strip():
             found = True
             yield where, row

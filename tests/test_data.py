@@ -1,4 +1,5 @@
 "Reading, writing and splitting: the public sets, round trips, and the message of every way in which a file can be wrong."
+import csv
 import json
 import shutil
 from itertools import combinations
@@ -223,6 +224,8 @@ def test_a_csv_row_that_does_not_fit_is_named_by_the_line_where_it_begins(tmp_pa
     advice = "put a text with commas, quotes or line breaks in double quotes, and double a quote inside it"
     assert message(load, put(path, good + 'x,y\n"never closed,b\nx,y\n')) == f"{path}:6: not CSV (unexpected end of data); {advice}"
     assert message(load, put(path, good + '"said "no"",b\n')) == f"{path}:5: not CSV (',' expected after '\"'); {advice}"
+    assert message(load, put(path, "text,category\rx,y\r")) == \
+        f"{path}:1: not CSV (new-line character seen in unquoted field); save the file with the line ends of Unix or Windows"
     assert message(load, put(path, good + '" ",b\n')) == f'{path}:5: "text" is empty; give it a text or leave the row out'
     assert message(load, put(path, good + "x,\n")) == f'{path}:5: "category" is empty; give it a text or leave the row out'
 
@@ -276,8 +279,8 @@ def test_text_over_one_megabyte(tmp_path):
     assert len(load(put(path, f"text,category\n{fits},a\n"))["all"].queries["a-0"]) == 500_000
 
 def test_our_long_fields_leave_the_csv_module_as_it_was(tmp_path):
-    import csv
-    before = csv.field_size_limit()
+    before = 131_072  # the module's own default
+    csv.field_size_limit(before)
     load(put(tmp_path / "a.csv", "text,category\nx,y\n"))
     message(load, put(tmp_path / "b.csv", 'text,category\n"x,y\n'))
     assert csv.field_size_limit() == before
@@ -318,6 +321,11 @@ def test_what_a_file_cannot_hold_is_not_written_and_what_was_there_stays(tmp_pat
         f"{folder}: splits to write: all; wanted any of train, dev, test (`split` makes them)"
     assert {p: p.read_bytes() for p in folder.rglob("*.*")} == was
     assert path.read_text() == "before" and sorted(p.name for p in tmp_path.iterdir()) == ["b", "file"]
+
+def test_who_reads_a_file_while_it_is_replaced_reads_the_old_one(tmp_path):
+    with put(tmp_path / "file", "old").open() as reader:
+        with atomic(tmp_path / "file") as file: file.write("new and longer")
+        assert reader.read() == "old" and (tmp_path / "file").read_text() == "new and longer"
 
 def test_a_file_appears_as_a_whole(tmp_path):
     with atomic(tmp_path / "new" / "file") as file:
