@@ -32,6 +32,14 @@ from nbformat import NotebookNode
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "source_sha256"  # also named in [tool.nbdev] of pyproject.toml, or nbdev-clean would remove it
 SECONDS = 600          # for one cell; a lesson takes 45 in all
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",                             # a progress bar's times are other ones every time
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm, with a path in it; ipywidgets would put a random id into the outputs instead
+}
+BAR = re.compile(r"\d%\|.*\|.*\[\d+:\d\d<")
 
 def notebooks(root: Path = ROOT) -> list[Path]:
     "All notebooks of the repository at `root`, in reading order; Jupyter's own checkpoints and drafts (`_name`) are not among them."
@@ -54,6 +62,7 @@ def stale(nb: NotebookNode) -> list[str]:
     lines = [f"cell {c.id} was {'edited after it was' if KEY in c.metadata else 'never'} executed: {c.source.splitlines()[-1][:80]!r}"
              for c in code_cells(nb) if c.metadata.get(KEY) != sha256(c.source)]
     lines += [f"cell {c.id} holds an error: {o.ename}" for c in code_cells(nb) for o in c.outputs if o.output_type == "error"]
+    lines += [f"cell {c.id} shows a progress bar; its times always differ" for c in code_cells(nb) if BAR.search(str(c.outputs))]
     if not lines and nb.metadata.get(KEY) != of_all(nb): lines.append("code cells were removed, added or moved after it was executed")
     return lines
 
@@ -61,7 +70,7 @@ def run_cells(path: Path) -> NotebookNode:
     "The notebook at `path` with fresh outputs, out of a kernel of this environment in the notebook's folder; the file stays as it is."
     nb = nbformat.read(path, as_version=4)
     for cell in code_cells(nb): cell.outputs, cell.execution_count = [], None
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env = os.environ | QUIET
     with tempfile.TemporaryDirectory() as sockets:  # not a port, which anyone on the machine could connect to
         kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
         client = NotebookClient(nb, kernel, timeout=SECONDS, coalesce_streams=True, record_timing=False,
