@@ -129,5 +129,9 @@ def test_the_generator_makes_exactly_these_files(tmp_path, catalogue):
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(MADE)
     for name in MADE: assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes(), name
 
+def test_the_test_split_is_frozen(splits):
+    "Figures are comparable only as long as this holds; a new test split is a new dataset, and needs a new name."
+    assert splits["test"].fingerprint == "687ac1a2375708e8"
+
 def test_the_package_loads_it_by_name(splits):
     assert {s: d.fingerprint for s, d in load("transactions").items()} == {s: d.fingerprint for s, d in splits.items()}
