@@ -153,8 +153,8 @@ def _exact(
     return best
 
 # %% ../nbs/06_retrieval.ipynb #ae50e3ed
-EXACT_BELOW = 500_000  # documents; see assets/ann.json
-EF = 4                 # candidates an index looks at, per document asked for
+EXACT_BELOW = 1_000_000  # documents; see assets/ann.json
+EF = 4                   # candidates that an index looks at, per document asked for
 
 def _approximate(
     table:Table,         # with an index over its column vector
