@@ -340,6 +340,8 @@ class FastEncoder:
     dtype:torch.dtype|None = None  # precision of matrix products; `best_dtype` of its device if None
     def encode_query(self, inputs:list[str]) -> np.ndarray: return encode_queries(self.encoder, inputs, self.dtype)
     def encode_document(self, inputs:list[str]) -> np.ndarray: return encode_documents(self.encoder, inputs, self.dtype)
+    @property
+    def similarity_fn_name(self) -> str: return self.encoder.similarity_fn_name
 
 # %% ../nbs/05_models.ipynb #e49a1f85
 VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")  # of a config; no vector's
