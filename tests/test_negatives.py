@@ -34,6 +34,12 @@ def test_what_is_mined_keeps_every_rule_and_everything_is_counted(scores, positi
         if relative is not None: assert scores[d] <= best - relative * abs(best)
 
 
+def test_texts_equal_to_a_positive_or_to_a_negative_above_are_duplicates():
+    run = {"q": {"d0": .9, "d1": .8, "d2": .7, "d3": .6, "d4": .5}}
+    mined, dropped = mine(dataset(CORPUS, ["d0"]), run)
+    assert mined == {"q": ["d2", "d4"]} and dropped["duplicate"] == 2 and dropped["positive"] == 1
+
+
 def letters(n): return {f"d{i:02}": f"text {i}" for i in range(n)}
 
 
