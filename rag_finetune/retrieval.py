@@ -152,8 +152,8 @@ def _exact(
             best[i] = all_rows[order], all_scores[order]
     return best
 
-# %% ../nbs/06_retrieval.ipynb #ae50e3ed
-EXACT_BELOW = 1_000_000  # documents; see assets/ann.json
+# %% ../nbs/06_retrieval.ipynb #b68865a1
+EXACT_BELOW = 1_000_000  # documents; extrapolated from assets/ann.json
 EF = 4                   # candidates that an index looks at, per document asked for
 
 def _approximate(
