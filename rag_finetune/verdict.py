@@ -49,6 +49,10 @@ def _at_most(count:int, n:int) -> float:
     "The share of queries that `count` of `n` is compatible with at most, at 97.5% (Clopper and Pearson, 1934)."
     return 1. if count >= n else float(betaincinv(count + 1, n - count, .975))
 
+def _too_few_differ(x:np.ndarray) -> bool:
+    "Fewer values than six differ from the median, so that the spread cannot be told."
+    return not len(x) or int((x != np.median(x)).sum()) < _FEWEST_DIFFERENT
+
 def _by_counting(x:np.ndarray, least:float, most:float) -> tuple[float, float]:
     "95% limits of the mean from how many values lie below and above the median, for `x` with too few different values to resample."
     if not len(x): return least, most
@@ -64,7 +68,7 @@ def _limits(
 ) -> list[tuple[float, float]]:  # (low, high) for each column
     "95% intervals of the columns' means: expanded bootstrap percentiles, or by counting where too few values differ."
     n = len(x)
-    few = [(x[:, j] != np.median(x[:, j])).sum() < _FEWEST_DIFFERENT if n else True for j in range(x.shape[1])]
+    few = [_too_few_differ(column) for column in x.T]
     if all(few): return [_by_counting(column, least, most) for column in x.T]
     tail = ndtr(sqrt(n / (n - 1)) * stdtrit(n - 1, .025))  # .025 expanded for n queries
     low, high = np.quantile(_resampled_means(x, seed), [tail, 1 - tail], axis=0)
@@ -151,7 +155,7 @@ class Comparison:
 def _detectable(d:np.ndarray) -> float:
     "The smallest true mean of differences like `d` that is found at .05 with a power of .8; at most 1."
     n = len(d)
-    if np.count_nonzero(d) < _FEWEST_DIFFERENT: return min(1., 8 / max(n, 1))
+    if _too_few_differ(d): return min(1., 8 / max(n, 1))
     return float(min(1., (stdtrit(n - 1, .975) + stdtrit(n - 1, .8)) * d.std(ddof=1) / sqrt(n)))
 
 def _difference(a:Mapping[str, float], b:Mapping[str, float], names:str) -> np.ndarray:
