@@ -133,6 +133,11 @@ def test_swapping_the_systems_swaps_the_answer(both):
     assert ab.wins + ab.ties + ab.losses == ab.n == len(both)
     assert 0 < ab.p <= 1 and 0 < ab.detectable <= 1 and ab.low <= ab.difference + 1e-12 and ab.difference <= ab.high + 1e-12
 
+def test_queries_are_paired_by_id_and_their_order_does_not_count():
+    rng = np.random.default_rng(6)
+    a, b = named(rng.random(40)), named(rng.random(40))
+    assert compare(dict(reversed(a.items())), b) == compare(a, dict(reversed(b.items()))) == compare(a, b)
+
 def test_both_systems_must_have_the_same_queries():
     with pytest.raises(DataError, match="'q2' has a value in one only"): compare({"q1": 1.}, {"q1": 1., "q2": 0.})
 
