@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'PICKLED', 'TRAINING_STATE', 'CODE_KEYS', 'DEFAULT_PACKAGE', 'DEFAULT_SHA256', 'HUB_FILES', 'NAMES',
-           'NO_NETWORK', 'COLUMNS', 'CHUNK', 'BUDGET', 'VOLATILE', 'best_device', 'best_dtype', 'check_folder',
-           'check_sha256', 'model_folder', 'open_encoder', 'token_batches', 'encode_queries', 'encode_documents',
-           'FastEncoder', 'fingerprint']
+           'NO_NETWORK', 'COLUMNS', 'CHUNK', 'CPU_BUDGET', 'GPU_BUDGET', 'VOLATILE', 'best_device', 'best_dtype',
+           'check_folder', 'check_sha256', 'model_folder', 'open_encoder', 'token_batches', 'encode_queries',
+           'encode_documents', 'FastEncoder', 'fingerprint']
 
 # %% ../nbs/05_models.ipynb #2e4f3090
 import hashlib, importlib.util, json, logging, os, re
@@ -292,12 +292,12 @@ def _encode(
     task:str,                     # "query" or "document"
     prompts:Sequence[str],        # names of prompts, the first that the model has is used
     dtype:torch.dtype|None,       # of matrix products
-    budget:int                    # padded tokens in a batch
+    budget:int|None               # padded tokens in a batch
 ) -> np.ndarray:  # float32 (n_texts, dimension)
     "Vectors of texts, in the encoder's precision of choice, by the fast path where the model allows it."
     if isinstance(texts, str): raise TypeError("texts is one string; give a list of strings")
     texts, training = list(texts), encoder.training
-    dtype = dtype or best_dtype(encoder.device)
+    dtype, budget = dtype or best_dtype(encoder.device), budget or (CPU_BUDGET if encoder.device.type == "cpu" else GPU_BUDGET)
     name = next((p for p in prompts if p in encoder.prompts), encoder.default_prompt_name)
     prompt = None if name is None else encoder.prompts[name]
     if not texts: return np.empty((0, encoder.truncate_dim or encoder.get_embedding_dimension() or 0), dtype=np.float32)
@@ -312,13 +312,14 @@ def _encode(
     finally: encoder.train(training)
 
 # %% ../nbs/05_models.ipynb #99b3e3c9
-BUDGET = 4_096   # padded tokens in a batch
+CPU_BUDGET = 2_048    # padded tokens in a batch; measured, see bench/README.md
+GPU_BUDGET = 65_536   # enough to keep a GPU busy, small enough for its memory; not measured
 
 def encode_queries(
     encoder:SentenceTransformer,  # from `open_encoder`, or any other
     texts:Sequence[str],          # queries
     dtype:torch.dtype|None=None,  # precision of matrix products; `best_dtype` of the encoder's device if None
-    budget:int=BUDGET             # padded tokens in a batch
+    budget:int|None=None          # padded tokens in a batch; `CPU_BUDGET` or `GPU_BUDGET` if None
 ) -> np.ndarray:  # float32 (n_texts, dimension); normalised if the model normalises
     "What `encoder.encode_query(texts)` returns, sooner."
     return _encode(encoder, texts, "query", ("query",), dtype, budget)
@@ -327,7 +328,7 @@ def encode_documents(
     encoder:SentenceTransformer,  # from `open_encoder`, or any other
     texts:Sequence[str],          # documents
     dtype:torch.dtype|None=None,  # precision of matrix products; `best_dtype` of the encoder's device if None
-    budget:int=BUDGET             # padded tokens in a batch
+    budget:int|None=None          # padded tokens in a batch; `CPU_BUDGET` or `GPU_BUDGET` if None
 ) -> np.ndarray:  # float32 (n_texts, dimension); normalised if the model normalises
     "What `encoder.encode_document(texts)` returns, sooner."
     return _encode(encoder, texts, "document", ("document", "passage", "corpus"), dtype, budget)

@@ -81,7 +81,9 @@ def test_vectors_are_the_models_own(variant, texts, tmp_path):
 
 
 def test_normalised_vectors_have_length_one_in_bf16(texts, tmp_path):
-    vectors = encode_queries(make_encoder(tmp_path), texts, dtype=torch.bfloat16)
+    *parts, normalize = make_encoder(tmp_path)
+    encoder = SentenceTransformer(modules=[*parts, Dense(32, 32), normalize], device="cpu")   # off in bfloat16
+    vectors = encode_queries(encoder, texts, dtype=torch.bfloat16)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
@@ -100,6 +102,9 @@ def test_default_prompt_applies_where_no_other_does(texts, tmp_path):
     encoder.prompts = {"other": "passage : "}
     encoder.default_prompt_name = "other"
     np.testing.assert_allclose(encode_documents(encoder, texts, dtype=torch.float32), encoder.encode_document(texts), atol=1e-5)
+    encoder.prompts["passage"] = "uber passage : "
+    np.testing.assert_allclose(encode_documents(encoder, texts, dtype=torch.float32), encoder.encode_document(texts), atol=1e-5)
+    encoder.prompts = {}
     encoder.default_prompt_name = None
     np.testing.assert_allclose(encode_documents(encoder, texts, dtype=torch.float32), encoder.encode_document(texts), atol=1e-5)
 
@@ -132,6 +137,14 @@ def test_chunks_keep_the_order_and_training_mode_comes_back(texts, tmp_path, mon
     encoder.train()
     np.testing.assert_allclose(encode_queries(encoder, texts, dtype=torch.float32), whole, atol=1e-5)
     assert encoder.training and encoder[0].training
+
+
+def test_padding_stands_where_the_tokenizer_puts_it(texts, tmp_path):
+    for llama in (False, True):
+        encoder = make_encoder(tmp_path / str(llama), llama=llama)
+        expected = encoder.tokenizer(texts[:5], padding=True, return_tensors="pt")
+        padded = models._padded(dict(encoder.tokenizer(texts[:5])), np.arange(5), encoder.tokenizer)
+        assert padded.keys() == expected.keys() and all(torch.equal(padded[k], expected[k]) for k in padded)
 
 
 def test_one_string_is_not_a_list_of_letters(tmp_path):
