@@ -22,5 +22,6 @@ setup(
     # data/ stays at the top of the repository, and is importlib.resources.files("rag_finetune.bundled") once installed
     packages=["rag_finetune", "rag_finetune.bundled"],
     package_dir={"rag_finetune": "rag_finetune", "rag_finetune.bundled": "data"},
-    package_data={"rag_finetune": ["py.typed"], "rag_finetune.bundled": [f"**/*.{kind}" for kind in ("jsonl", "json", "tsv", "csv", "md")]},
+    package_data={"rag_finetune": ["py.typed", "*.jinja"],
+                  "rag_finetune.bundled": [f"**/*.{kind}" for kind in ("jsonl", "json", "tsv", "csv", "md")]},
 )

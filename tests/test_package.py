@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "synthetic": "core data",
     "review": "core data",
     "metrics": "core",
+    "report": "core data metrics verdict",
     "models": "core",
     "retrieval": "core",
     "verdict": "core metrics",

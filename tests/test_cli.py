@@ -1,0 +1,141 @@
+"The commands as a user types them: help, bad input in one line with exit code 2, what an interruption keeps."
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import tiny_data, tiny_model
+from typer.testing import CliRunner
+
+from rag_finetune.cli import app
+from rag_finetune.data import split, write_beir, write_qrels, write_run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "data"
+    write_beir(split(tiny_data(), {"train": .6, "dev": .2, "test": .2}, 0), folder)
+    return folder
+
+
+def refused(arguments, *words):
+    "Run a command that must be refused: one line on stderr that has `words`, exit code 2."
+    found = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert found.exit_code == 2, found.output
+    lines = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in found.output
+    for word in words: assert str(word) in lines[0]
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def broken(data: Path, tmp_path: Path, name: str, change) -> Path:
+    "A copy of the data folder in which one file is changed."
+    copy = tmp_path / "broken"
+    for file in data.rglob("*"):
+        if file.is_file(): write(copy / file.relative_to(data), file.read_bytes())
+    write(copy / name, change((copy / name).read_bytes()))
+    return copy
+
+
+CSVS = {
+    "missing": (None, ["no such"]),
+    "empty": ("", ["empty"]),
+    "columns": ("a,b\n1,2\n", ["'a'", "text", "category"]),
+    "invalid UTF-8": (b"text,category\nwhere is my card,card\n\xff\xfe,card\n", [":3"]),
+    "over 1 MB": ("text,category\nshort,card\n" + "x" * 1_000_001 + ",card\n", [":3", "MB"]),
+}
+
+
+@pytest.mark.parametrize("case", CSVS)
+def test_csv_that_cannot_be_used(case, tmp_path):
+    text, words = CSVS[case]
+    path = tmp_path / "rows.csv"
+    if text is not None: write(path, text)
+    refused(["run", "--data", path, "--out", tmp_path / "out"], "rows.csv", *words)
+    assert not (tmp_path / "out").exists()
+
+
+BEIRS = {
+    "a line that does not parse": ("queries.jsonl", lambda b: b + b'{"_id": \n', ["queries.jsonl:"]),
+    "a duplicate id": ("corpus.jsonl", lambda b: b + b.splitlines()[0] + b"\n", ["corpus.jsonl:", "car"]),
+    "qrels to an unknown document": ("qrels/test.tsv", lambda b: b + b"q1\tghost\t1\n", ["test.tsv:", "ghost"]),
+    "qrels to an unknown query": ("qrels/test.tsv", lambda b: b + b"ghost\tcar\t1\n", ["test.tsv:", "ghost"]),
+    "a test query that is also in train": ("qrels/test.tsv", None, ["test"]),
+}
+
+
+@pytest.mark.parametrize("case", BEIRS)
+def test_beir_folder_that_cannot_be_used(case, data, tmp_path):
+    name, change, words = BEIRS[case]
+    def add_a_train_query(content): return content + (data / "qrels" / "train.tsv").read_bytes().splitlines()[1] + b"\n"
+    refused(["run", "--data", broken(data, tmp_path, name, change or add_a_train_query), "--out", tmp_path / "out"], *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_out_that_holds_something_is_left_alone(data, tmp_path):
+    write(tmp_path / "out" / "thesis.txt", "two years of work")
+    refused(["run", "--data", data, "--out", tmp_path / "out"], "exists and is not an empty folder")
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_model_that_cannot_be_opened(data, tmp_path):
+    refused(["run", "--data", data, "--model", "nobody/nothing", "--out", tmp_path / "out"], "default", "all-MiniLM-L6-v2")
+    model = tiny_model(tmp_path / "tiny")
+    write(model / "pytorch_model.bin", pickle.dumps({"weights": 1}))
+    refused(["run", "--data", data, "--model", model, "--out", tmp_path / "out"], "pytorch_model.bin")
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_queries_run_and_say_so(tmp_path):
+    write_beir(split(tiny_data(per_thing=2), {"train": .4, "dev": .3, "test": .3}, 0), tmp_path / "data")
+    model = tiny_model(tmp_path / "tiny")
+    found = CliRunner().invoke(app, [
+        "run", "--data", str(tmp_path / "data"), "--model", str(model), "--epochs", "1", "--out", str(tmp_path / "out")])
+    assert found.exit_code == 0, found.output
+    assert "Verdict: cannot tell" in found.stdout and "queries would be needed" in found.stdout
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["verdict"]["decision"] == "not_enough"
+
+
+def test_help_names_the_commands_and_their_options():
+    assert {"run", "compare"} <= set(CliRunner().invoke(app, ["--help"]).stdout.split())
+    text = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "160"}).stdout
+    for option in ("--data", "--model", "--out", "--train-limit", "--seed", "--epochs", "--worth"): assert option in text
+
+
+def test_compare_says_what_may_be_claimed(tmp_path):
+    queries = [f"q{i}" for i in range(60)]
+    write_qrels({q: {"right": 1} for q in queries}, tmp_path / "qrels.trec")
+    write_run({q: {"right": 1., "wrong": 2. if i % 3 else 0.} for i, q in enumerate(queries)}, tmp_path / "before.trec", "before")
+    write_run({q: {"right": 1., "wrong": 0.} for q in queries}, tmp_path / "after.trec", "after")
+    files = [str(tmp_path / f) for f in ("qrels.trec", "before.trec", "after.trec")]
+    found = CliRunner().invoke(app, ["compare", *files])
+    assert found.exit_code == 0 and "after is better than before: nDCG@10" in found.stdout
+    assert "before" in CliRunner().invoke(app, ["compare", *files[:2]]).stdout
+    refused(["compare", *files, "--metric", "nDCG"], "nDCG")
+    refused(["compare", tmp_path / "none.trec", files[1]], "none.trec")
+    write(tmp_path / "bad.trec", "q0 Q0 right 1 high tag\n")
+    refused(["compare", files[0], tmp_path / "bad.trec"], "bad.trec:1")
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_what_is_kept(data, tmp_path):
+    command = [sys.executable, "-c", "from rag_finetune.cli import app; app()", "run", "--data", str(data), "--epochs", "500",
+               "--model", str(tiny_model(tmp_path / "tiny")), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ, PYTHONUNBUFFERED="1"))
+    for line in process.stderr:
+        if line.startswith("recipe:"): break
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted; nothing was finished, so nothing is kept" in error and "Traceback" not in error
+    assert not (tmp_path / "out" / "results.json").exists()

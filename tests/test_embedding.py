@@ -1,0 +1,131 @@
+"What a user relies on when a model is fine-tuned: batches without false negatives, one seed one result, dev's epoch kept."
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from tiny import tiny_data, tiny_model
+
+from rag_finetune.core import DataError, Dataset
+from rag_finetune.data import split
+from rag_finetune.embedding import (
+    RememberedDocuments, Rows, answers, batches, dev_score, few_documents, fine_tune, fit, frozen_below, objective, pair_rows,
+)
+from rag_finetune.models import encode_documents, fingerprint, open_encoder
+
+OBJECTIVES = ("all-documents", "remembered", "in-batch")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory): return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def splits(): return split(tiny_data(), {"train": .7, "dev": .3}, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.sets(st.integers(0, 9), min_size=1, max_size=3)), min_size=1, max_size=40),
+       st.integers(1, 7), st.integers(0, 99))
+def test_no_row_brings_a_document_that_answers_another_rows_query(made, size, seed):
+    found = [(frozenset(map(str, docs)), f"{query} {'x' * query}") for query, docs in made]
+    rows = Rows({"anchor": [text for _, text in found]}, [frozenset([min(docs)]) for docs, _ in found], [docs for docs, _ in found])
+    made_batches = batches(rows, size, seed)
+    assert sorted(i for b in made_batches for i in b) == list(range(len(found)))
+    for batch in made_batches:
+        assert len(batch) <= size
+        assert not any(rows.docs[i] & rows.answers[j] for i in batch for j in batch if i != j)
+
+
+def test_batches_hold_rows_of_like_length():
+    own = [frozenset([str(n)]) for n in range(400)]
+    rows = Rows({"anchor": ["x" * n for n in range(1, 401)]}, own, own)
+    padded = sum(len(b) * max(len(rows.columns["anchor"][i]) for i in b) for b in batches(rows, 32, 0))
+    assert padded < 1.4 * sum(len(t) for t in rows.columns["anchor"])   # at random it would be about 1.9
+
+
+def test_rows_have_every_positive_and_the_mined_negatives():
+    data = Dataset({"a": "A", "b": "B", "c": "C"}, {"1": "one", "2": "two"}, {"1": {"a": 1, "b": 2, "c": 0}, "2": {"c": 1}})
+    rows = pair_rows(data, {"1": ["c"], "2": ["a", "b"]})
+    assert rows.columns["anchor"] == ["one", "one", "two"] and rows.columns["positive"] == ["A", "B", "C"]
+    assert rows.columns["negative_1"] == ["C", "C", "A"] and rows.columns["negative_2"] == ["C", "C", "B"]
+    assert rows.docs[0] == {"a", "c"} and rows.answers[0] == {"a", "b"}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_learns_and_one_seed_gives_one_model(name, folder, splits):
+    def trained(seed):
+        model = open_encoder(folder, device="cpu")
+        curve = fine_tune(model, splits["train"], splits["dev"], name, epochs=8, lr=1e-2, share=0, seed=seed)
+        return fingerprint(model), curve, dev_score(model, splits["dev"])
+    key, curve, dev = trained(0)
+    assert dev == pytest.approx(curve.points[curve.best].dev, abs=1e-6) == max(p.dev for p in curve.points[1:])
+    assert dev > curve.points[0].dev + .2
+    assert trained(0)[0] == key != trained(1)[0]
+
+
+def test_the_weights_of_devs_epoch_are_kept_and_can_be_made_again(folder, splits):
+    def trained(scores, stop_after=None):
+        model, told = open_encoder(folder, device="cpu"), iter([0., *scores])
+        rows, loss = objective("in-batch", model, splits["train"])
+        curve = fit(model, rows, loss, (lambda: next(told)) if scores else None, epochs=5, stop_after=stop_after, patience=2, lr=1e-3)
+        return fingerprint(model), curve
+    key, curve = trained([.1, .5, .4, .3])
+    assert curve.best == 2 and len(curve.points) == 5                 # two epochs without a better score: stopped before the fifth
+    assert trained([], stop_after=2)[0] == key                         # without dev, as many epochs as dev kept: the same weights
+    assert trained([], stop_after=3)[0] != key
+
+
+def test_frozen_layers_and_token_embeddings_stay_as_they_were(folder, splits):
+    model = open_encoder(folder, device="cpu")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fine_tune(model, splits["train"], name="in-batch", epochs=1, lr=1e-3, share=.5)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all("layer.0." not in k and "word_embeddings" not in k for k in changed)
+    assert any("layer.1." in k for k in changed)
+    assert all(p.requires_grad for p in model.parameters())
+    with frozen_below(model, 0): assert all(p.requires_grad for p in model.parameters())
+
+
+def test_remembered_documents_meet_every_query_and_are_replaced_when_they_pass(folder, splits):
+    model, train = open_encoder(folder, device="cpu"), splits["train"]
+    loss = RememberedDocuments(model, train)
+    model.eval()
+    texts = list(train.queries.values())[:2]
+    docs = [train.corpus[train.positives(q)[0]] for q in list(train.queries)[:2]]
+    features = [model.preprocess(texts), model.preprocess(docs)]
+    cosines = torch.from_numpy(model.encode(texts) @ encode_documents(model, [train.corpus[d] for d in answers(train)]).T)
+    right = torch.tensor([answers(train).index(train.positives(q)[0]) for q in list(train.queries)[:2]])
+    value = loss(features, torch.arange(2))
+    assert value.item() == pytest.approx(torch.nn.functional.cross_entropy(20 * cosines, right).item(), rel=1e-4)
+    assert not loss.memory.requires_grad
+    loss.memory.zero_()
+    loss(features, torch.arange(2))
+    assert set(loss.memory.norm(dim=1).nonzero().flatten().tolist()) == set(right.tolist())
+
+
+def test_documents_without_a_training_query_take_no_part():
+    data = Dataset({"a": "A", "b": "B", "c": "C"}, {"1": "one"}, {"1": {"b": 1, "c": 0}})
+    assert answers(data) == ["b"]
+
+
+def test_a_saved_model_embeds_as_before(folder, splits, tmp_path):
+    model = open_encoder(folder, device="cpu")
+    fine_tune(model, splits["train"], epochs=1, lr=1e-3)
+    model.save_pretrained(str(tmp_path / "model"))
+    texts = list(splits["dev"].queries.values())
+    assert torch.equal(torch.from_numpy(SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(texts)),
+                       torch.from_numpy(model.encode(texts)))
+
+
+def test_what_does_not_fit_is_an_error_that_says_what_does(folder, splits):
+    model = open_encoder(folder, device="cpu")
+    with pytest.raises(DataError, match='"in-batch"'): objective("all-documents", model, splits["train"], {"q0": ["car"]})
+    with pytest.raises(DataError, match='expected "all-documents"'): objective("triplet", model, splits["train"])
+    empty = Dataset(splits["train"].corpus, {"x": "where"}, {"x": {"car": 0}}, name="nothing")
+    with pytest.raises(DataError, match="nothing: no training query has a relevant document"): pair_rows(empty)
+
+
+def test_few_documents_means_fewer_than_four_batches():
+    many = Dataset({str(i): "text" for i in range(128)}, {}, {})
+    assert not few_documents(many) and few_documents(tiny_data())

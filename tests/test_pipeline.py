@@ -1,0 +1,198 @@
+"The main job as a user meets it: what may see what, what is written, and that the figures are those of the files."
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+from tiny import tiny_data, tiny_model
+
+from rag_finetune.core import DataError, Dataset, ranking
+from rag_finetune.data import load, read_qrels, read_run, sample, split, write_beir
+from rag_finetune.metrics import evaluate
+from rag_finetune.models import open_encoder
+from rag_finetune.pipeline import (
+    BLENDS, METRICS, Remembering, Rung, answer, blend, changed_queries, choose, comparisons, judge, new_folder, prepare, run, slices,
+    why_no_classifier,
+)
+
+CHEAP = {"bm25", "base", "base+bm25", "adapter", "adapter+bm25", "neighbours", "neighbours+bm25", "tfidf-lr", "frozen-lr"}
+TUNED = {"tuned", "tuned+bm25", "tuned-adapter", "tuned-lr", "tuned-neighbours", "tuned-lr+frozen-lr"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "A tiny dataset on disk, a tiny model, and the outcome of the main job on them."
+    folder = tmp_path_factory.mktemp("job")
+    splits = split(tiny_data(per_thing=14), {"train": .5, "dev": .2, "test": .3}, 0)
+    write_beir(splits, folder / "data")
+    model = tiny_model(folder / "tiny")
+    results = run(folder / "data", folder / "out", str(model), epochs=2)
+    return folder, splits, model, results
+
+
+# who may see what
+
+def test_a_training_query_that_stands_in_test_is_dropped_and_told():
+    data = tiny_data()
+    splits = split(data, {"train": .6, "dev": .2, "test": .2}, 0)
+    twin = next(iter(splits["test"].queries.values())).upper()
+    first = next(iter(splits["train"].queries))
+    splits["train"] = replace(splits["train"], queries={**splits["train"].queries, first: twin})
+    found = prepare(splits)
+    assert first not in found.splits["train"].queries and len(found.warnings) >= 1 and "1 queries dropped" in found.warnings[0]
+
+
+def test_dev_is_carved_out_of_the_budget_and_no_query_is_on_two_sides():
+    splits = split(tiny_data(), {"train": .8, "test": .2}, 0)
+    found = prepare(splits, train_limit=40)
+    train, dev, test = (set(found.splits[s].queries) for s in ("train", "dev", "test"))
+    assert found.carved and len(train) + len(dev) == 40 and len(dev) == 8 and not (train & dev or dev & test or train & test)
+    assert prepare(splits, 40).splits["train"].queries == found.splits["train"].queries
+    assert prepare(splits, 40, seed=1).splits["train"].queries != found.splits["train"].queries
+
+
+def test_a_set_that_brings_its_dev_keeps_it_whole():
+    splits = split(tiny_data(), {"train": .6, "dev": .2, "test": .2}, 0)
+    found = prepare(splits, train_limit=20)
+    assert not found.carved and found.splits["dev"].queries == splits["dev"].queries and len(found.splits["train"].queries) == 20
+
+
+def test_a_set_without_splits_is_split_by_question():
+    found = prepare({"all": tiny_data()})
+    assert found.carved and set(found.splits) == {"train", "dev", "test"}
+
+
+def test_nothing_to_train_or_test_on_is_an_error():
+    splits = split(tiny_data(), {"train": .8, "test": .2}, 0)
+    with pytest.raises(DataError, match="no test"): prepare({"train": splits["train"]})
+    with pytest.raises(DataError, match="the test split has no query with a relevant document"):
+        prepare({**splits, "test": replace(splits["test"], qrels={})})
+
+
+def test_banking77_within_a_budget(public_data):
+    found = prepare(load(public_data / "banking77"), train_limit=1000)
+    assert [len(found.splits[s].queries) for s in ("train", "dev", "test")] == [800, 200, 3080]
+    assert found.carved and found.warnings[0].startswith("7 queries dropped")
+
+
+# choosing
+
+def test_dev_chooses_and_test_repeats_it():
+    good, bad = {"q": {"a": 1., "b": 0.}}, {"q": {"a": 0., "b": 1.}}
+    rungs = {"x": Rung(lambda s: good if s == 2 else bad, (1, 2, 3)), "y": Rung(lambda _: bad, (None,))}
+    choice = choose(rungs, {"x+y": ("x", "y"), "x+y+x": ("x+y", "x"), "no": ("x", "gone")}, {"q": {"a": 1}}, {})
+    assert choice.settings["x"] == 2 and choice.scores["x"] == choice.scores["x+y"] == 1 and "no" not in choice.settings
+    again = answer(rungs, {"x+y": ("x", "y"), "x+y+x": ("x+y", "x"), "no": ("x", "gone")}, choice.settings)
+    assert again == choice.runs
+
+
+def test_a_blend_leans_where_its_weight_says():
+    a, b = {"q": {"x": 1., "y": 0.}}, {"q": {"x": 0., "y": 1.}}
+    assert ranking(blend(a, b, .9)["q"], 1) == ["x"] and ranking(blend(a, b, .1)["q"], 1) == ["y"]
+    assert set(blend(a, b, "rrf")["q"]) == {"x", "y"} and "rrf" in BLENDS
+
+
+def test_the_judge_keeps_every_answer_and_what_was_found():
+    data = tiny_data()
+    small = judge(sample(data, 2, 0), [{"q": {"lamp": 3., "door": 2.}}], depth=1)
+    assert set(small.corpus) == {d for q in small.queries for d in data.qrels[q]} | {"lamp"}
+
+
+def test_documents_are_classes_where_they_are_few_and_known():
+    data = tiny_data()
+    assert why_no_classifier(data, data) is None
+    assert "only 0%" in why_no_classifier(replace(data, qrels={}), data)
+    assert "1,001 documents are too many" in why_no_classifier(Dataset({str(i): "t" for i in range(1001)}, {}, {}), data)
+
+
+# measuring
+
+def test_slices_tell_known_documents_from_new_ones():
+    data = tiny_data()
+    cars = {q: g for q, g in data.qrels.items() if "car" in g}
+    found = slices(replace(data, qrels={q: g for q, g in data.qrels.items() if q not in cars}), data)
+    assert found["unseen"] == cars and len(found["seen"]) == len(data.qrels) - len(cars)
+    assert slices(data, data) == {}
+
+
+def test_every_system_is_compared_with_the_base_and_with_the_best_cheap():
+    qrels = {f"q{i}": {"a": 1} for i in range(12)}
+    runs = {s: {q: {"a": float(i % 2), "b": .5} for i, q in enumerate(qrels)} for s in ("base", "bm25", "tuned")}
+    pairs = {(c.a, c.b) for c in comparisons(qrels, runs, "bm25")}
+    assert pairs == {("bm25", "base"), ("tuned", "base"), ("tuned", "bm25")}
+    assert {(c.a, c.b) for c in comparisons(qrels, runs, "base")} == {("bm25", "base"), ("tuned", "base")}
+    assert {c.metric for c in comparisons(qrels, runs, "bm25")} == set(METRICS)
+
+
+def test_queries_that_moved_most_come_first():
+    data = Dataset({"a": "A", "b": "B", "c": "C"}, {"up": "u", "down": "d", "same": "s"}, {q: {"a": 1} for q in ("up", "down", "same")})
+    best, second, third = {"a": 3., "b": 2., "c": 1.}, {"a": 2., "b": 3., "c": 1.}, {"a": 1., "b": 3., "c": 2.}
+    found = changed_queries(data, {"up": third, "down": best, "same": best}, {"up": best, "down": second, "same": best})
+    assert [g["query"] for g in found["gained"]] == ["u"] and [g["query"] for g in found["lost"]] == ["d"]
+    assert found["gained"][0] == {"query": "u", "relevant": "A", "base_first": "B", "tuned_first": "A", "base_rank": 3, "tuned_rank": 1}
+
+
+def test_each_text_is_encoded_once(made):
+    encoder = Remembering(open_encoder(made[2], device="cpu"))
+    first = encoder.encode_query(["the red car", "a dog", "the red car"])
+    assert len(encoder.queries) == 2 and np.array_equal(first[0], first[2])
+    assert encoder.encode_query(["a dog"])[0].tolist() == first[1].tolist()
+
+
+# the whole of it
+
+def test_everything_promised_is_written(made):
+    folder, splits, _, results = made
+    out = folder / "out"
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert set(results) >= {"dataset", "systems", "skipped", "slices", "comparisons", "verdict", "environment", "seconds", "settings"}
+    assert CHEAP | TUNED <= set(results["systems"]) and results["skipped"] == {}
+    assert all(set(row) == set(METRICS) for row in results["systems"].values())
+    assert set(results["verdict"]) >= {"decision", "sentence", "chosen", "best_cheap"}
+    assert results["verdict"]["chosen"].startswith("tuned") and results["verdict"]["best_cheap"] in CHEAP
+    assert {f.stem for f in (out / "runs").iterdir()} == set(results["systems"])
+    assert "<html" in (out / "report.html").read_text()
+    card = (out / "model" / "README.md").read_text()
+    assert "Limits" in card and "95% interval" in card and results["verdict"]["sentence"] in card
+    assert not [f for f in out.rglob("*") if f.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_the_figures_are_those_of_the_files(made):
+    folder, splits, _, results = made
+    qrels = read_qrels(folder / "out" / "qrels.trec")
+    assert qrels == {q: g for q, g in splits["test"].qrels.items()}
+    for name, row in results["systems"].items():
+        found = evaluate(qrels, read_run(folder / "out" / "runs" / f"{name}.trec"), METRICS)
+        for metric, figures in row.items(): assert np.mean(list(found[metric].values())) == pytest.approx(figures["mean"], abs=1e-9)
+
+
+def test_the_saved_model_is_the_tuned_system(made):
+    folder, splits, _, _ = made
+    model, test = SentenceTransformer(str(folder / "out" / "model"), device="cpu"), splits["test"]
+    scores = model.encode(list(test.queries.values())) @ model.encode(list(test.corpus.values())).T
+    saved = read_run(folder / "out" / "runs" / "tuned.trec")
+    for q, row in zip(test.queries, scores):
+        for d, score in zip(test.corpus, row): assert saved[q][d] == pytest.approx(score, abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_figures(made):
+    folder, _, model, results = made
+    again = run(folder / "data", folder / "again", str(model), epochs=2)
+    assert again["systems"] == results["systems"] and again["verdict"] == results["verdict"] and again["settings"] == results["settings"]
+
+
+def test_a_carved_dev_is_given_back_before_the_test(made, tmp_path):
+    folder, splits, model, _ = made
+    write_beir({s: d for s, d in splits.items() if s != "dev"}, tmp_path / "data")
+    results = run(tmp_path / "data", tmp_path / "out", str(model), epochs=1)
+    assert results["dataset"]["dev_carved"] and "refit on train and dev" in results["seconds"]
+
+
+def test_nothing_is_written_over(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="exists and is not an empty folder"): new_folder(tmp_path)
+    with pytest.raises(DataError, match="exists"): new_folder(tmp_path / "notes.txt")
+    assert new_folder(tmp_path / "new") == tmp_path / "new" and new_folder(tmp_path / "new").is_dir()
+    assert Path(tmp_path / "notes.txt").read_text() == "mine"
