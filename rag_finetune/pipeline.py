@@ -105,39 +105,40 @@ def blend(
 def why_no_classifier(
     train:Dataset, target:Dataset  # learn from the one, answer the other; one corpus
 ) -> str|None:  # the reason, or None where a classifier over documents makes sense
-    "Whether each document can be a class: they are not too many, and most test queries need one that training queries needed too."
+    "Whether each document can be a class: they are not too many, and most queries need one that training queries needed too."
     if len(train.corpus) > 1000: return f"{len(train.corpus):,} documents are too many classes (limit 1,000)"
     share = seen_share(train.qrels, target.qrels)
-    return None if share >= .5 else f"only {share:.0%} of the test queries need a document that some training query needs (limit 50%)"
+    return None if share >= .5 else f"only {share:.0%} of the queries need a document that some training query needs (limit 50%)"
 
 # %% ../nbs/90_pipeline.ipynb #6fb2cfd4
-def _model_rungs(train:Dataset, target:Dataset, encoder:Remembering) -> dict[str, Rung]:
+def _model_rungs(train:Dataset, target:Dataset, encoder:Remembering, classify:bool) -> dict[str, Rung]:
     "What one model can do: dense retrieval, an adapter on its vectors, neighbours, and where it applies a classifier."
     found = dense(target, encoder, encoder.key)
     rungs = {"dense": Rung(lambda _: found, (None,)),
              "adapter": Rung(lambda s: adapter(train, encoder, target.queries, *s), ADAPTERS),
              "neighbours": Rung(lambda s: neighbours(train, encoder, target.queries, s), SAYS)}
-    if why_no_classifier(train, target) is None:
-        rungs["lr"] = Rung(lambda s: frozen_lr(train, encoder, target.queries, s), STRENGTHS)
+    if classify: rungs["lr"] = Rung(lambda s: frozen_lr(train, encoder, target.queries, s), STRENGTHS)
     return rungs
 
 def cheap_rungs(
     train:Dataset, target:Dataset,  # learn from the one, answer the other; one corpus
-    base:Remembering                # the model as it comes
+    base:Remembering,               # the model as it comes
+    classify:bool                   # documents can be classes, see `why_no_classifier`
 ) -> dict[str, Rung]:  # name -> rung
     "Everything that can be had without fine-tuning."
     lexical = bm25(target)
     names = {"dense": "base", "adapter": "adapter", "neighbours": "neighbours", "lr": "frozen-lr"}
-    rungs = {"bm25": Rung(lambda _: lexical, (None,))} | {names[n]: r for n, r in _model_rungs(train, target, base).items()}
-    if "frozen-lr" in rungs: rungs["tfidf-lr"] = Rung(lambda s: tfidf_lr(train, target.queries, s), STRENGTHS)
+    rungs = {"bm25": Rung(lambda _: lexical, (None,))} | {names[n]: r for n, r in _model_rungs(train, target, base, classify).items()}
+    if classify: rungs["tfidf-lr"] = Rung(lambda s: tfidf_lr(train, target.queries, s), STRENGTHS)
     return rungs
 
 def tuned_rungs(
     train:Dataset, target:Dataset,  # learn from the one, answer the other; one corpus
-    tuned:Remembering               # the fine-tuned model
+    tuned:Remembering,              # the fine-tuned model
+    classify:bool                   # documents can be classes, see `why_no_classifier`
 ) -> dict[str, Rung]:  # name -> rung
     "What the fine-tuned model can do; adapter, neighbours and classifier stand on its vectors as they stand on the base model's."
-    return {"tuned" if n == "dense" else f"tuned-{n}": r for n, r in _model_rungs(train, target, tuned).items()}
+    return {"tuned" if n == "dense" else f"tuned-{n}": r for n, r in _model_rungs(train, target, tuned, classify).items()}
 
 CHEAP_BLENDS = {"base+bm25": ("base", "bm25"), "adapter+bm25": ("adapter", "bm25"), "neighbours+bm25": ("neighbours", "bm25")}
 CLASSIFIERS = ("tfidf-lr", "frozen-lr", "tuned-lr", "tuned-lr+frozen-lr", "tuned+frozen-lr",
@@ -436,7 +437,9 @@ def on_test(
     settings:Mapping[str, Any]  # what dev chose
 ) -> dict[str, Run]:  # system -> its run
     "Every system's one run over the test queries."
-    return answer(cheap_rungs(train, test, base) | tuned_rungs(train, test, tuned), CHEAP_BLENDS | TUNED_BLENDS, settings)
+    classify = "frozen-lr" in settings
+    rungs = cheap_rungs(train, test, base, classify) | tuned_rungs(train, test, tuned, classify)
+    return answer(rungs, CHEAP_BLENDS | TUNED_BLENDS, settings)
 
 def run(
     data:str|Path,               # "transactions", a BEIR folder, or a CSV, as `data.load` takes it
@@ -456,12 +459,14 @@ def run(
     sizes = map(len, (test.corpus, train.queries, dev.queries, test.queries))
     log.info("%s: %d documents; queries: %d train, %d dev, %d test", test.name, *sizes)
 
-    with clock("cheap rungs on dev"): cheap = choose(cheap_rungs(train, dev, base), CHEAP_BLENDS, dev.qrels, {})
+    no_classes = why_no_classifier(train, dev)
+    with clock("cheap rungs on dev"): cheap = choose(cheap_rungs(train, dev, base, no_classes is None), CHEAP_BLENDS, dev.qrels, {})
     recipes = [r if epochs is None else r._replace(epochs=epochs) for r in (FEW if few_documents(train) else MANY)]
     small = judge(dev, [cheap.runs["base"], cheap.runs["bm25"]])
     with clock("fine-tune, dev choosing"): trained = train_best(model, train, small, base, recipes, seed)
     with clock("tuned systems on dev"):
-        tuned = choose(tuned_rungs(train, dev, Remembering(trained.model)), TUNED_BLENDS, dev.qrels, cheap.runs)
+        rungs = tuned_rungs(train, dev, Remembering(trained.model), no_classes is None)
+        tuned = choose(rungs, TUNED_BLENDS, dev.qrels, cheap.runs)
     chosen, best_cheap = (max(c.scores, key=c.scores.__getitem__) for c in (tuned, cheap))
 
     learnt = _both(train, dev) if carved else train
@@ -472,14 +477,13 @@ def run(
     with clock("test, once"): runs = on_test(learnt, test, base, final, cheap.settings | tuned.settings)
     with clock("intervals and tests"): figures = measured(learnt, test, runs, chosen, best_cheap, worth, seed)
 
-    reason = why_no_classifier(learnt, test)
     results = {
         "dataset": {"name": test.name, "fingerprint": {s: d.fingerprint for s, d in splits.items()}, "documents": len(test.corpus),
                     **{s: len(d.queries) for s, d in splits.items()}, "dev_carved": carved, "warnings": warnings},
-        **figures, "skipped": {} if reason is None else dict.fromkeys(CLASSIFIERS, reason),
+        **figures, "skipped": {} if no_classes is None else dict.fromkeys(CLASSIFIERS, no_classes),
         "settings": {**cheap.settings, **tuned.settings, "recipe": trained.recipe.name, "epochs": trained.epochs, "lr": trained.recipe.lr,
                      "seed": seed, "train_limit": train_limit, "worth": worth},
-        "environment": environment(model, base.model), "seconds": clock.seconds}
+        "environment": environment(model, base.model), "seconds": dict(clock.seconds)}
     with clock("report"):
         details = {"curves": {r: [p._asdict() for p in c.points] for r, c in trained.curves.items()}, "recipe": trained.recipe.name,
                    "kept_epoch": trained.epochs, "dev": cheap.scores | tuned.scores, "map": query_map(test, base, final, seed=seed),

@@ -162,7 +162,7 @@ def test_everything_promised_is_written(made):
 def test_the_figures_are_those_of_the_files(made):
     folder, splits, _, results = made
     qrels = read_qrels(folder / "out" / "qrels.trec")
-    assert qrels == {q: g for q, g in splits["test"].qrels.items()}
+    assert qrels == splits["test"].qrels
     for name, row in results["systems"].items():
         found = evaluate(qrels, read_run(folder / "out" / "runs" / f"{name}.trec"), METRICS)
         for metric, figures in row.items(): assert np.mean(list(found[metric].values())) == pytest.approx(figures["mean"], abs=1e-9)
