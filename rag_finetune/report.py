@@ -4,7 +4,7 @@
 __all__ = ['CHEAP', 'TUNED', 'MUTED', 'is_tuned', 'ladder_plot', 'curve_plot', 'scores_plot', 'map_plot', 'write_report']
 
 # %% ../nbs/80_report.ipynb #8bcb8701
-import io
+import io, re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ def _svg(figure:Figure, label:str) -> Markup:
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None})
     drawing = file.getvalue()[file.getvalue().index("<svg"):]
+    used = set(re.findall(r"#([\w.-]+)", drawing))
+    drawing = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", drawing)  # several drawings share the page
     return Markup(drawing.replace("<svg ", f'<svg role="img" aria-label="{Markup.escape(label)}" ', 1))
 
 def _axes(width:float, height:float, columns:int=1) -> tuple[Figure, Sequence[Any]]:
@@ -89,7 +91,7 @@ def scores_plot(
         above = sum(p > n for p, n in zip(found["positive"], found["negative"]))
         ax.set(title=f"{name}: relevant above the best other in {above} of {len(found['positive'])}", xlabel="cosine", ylabel="queries")
         ax.title.set_fontsize(9)
-        ax.legend(fontsize=8, labelcolor=MUTED, frameon=False)
+        if found["positive"]: ax.legend(fontsize=8, labelcolor=MUTED, frameon=False)
     figure.tight_layout()
     return _svg(figure, "cosines of relevant and best other documents, base and tuned")
 
