@@ -198,8 +198,7 @@ class Recipe(NamedTuple):
     lr:float       # peak learning rate
 
 FEW = (Recipe("softmax over all documents", "all-documents", 0, 6, 2e-4),)
-MANY = (Recipe("softmax over remembered documents", "remembered", 0, 4, 1e-4), Recipe("in-batch negatives", "in-batch", 0, 3, 5e-5),
-        Recipe("in-batch and mined negatives", "in-batch", 1, 3, 5e-5))
+MANY = (Recipe("softmax over remembered documents", "remembered", 0, 3, 1e-4), Recipe("in-batch and mined negatives", "in-batch", 1, 2, 1e-4))
 
 def judge(
     dev:Dataset,         # its corpus may be large
