@@ -70,7 +70,10 @@ def run(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait do not spin: several times faster where other programs run
     out = out or Path("runs") / f"{Path(data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     with _one_line(out):
+        from transformers.utils import logging as transformers_logging
+
         from rag_finetune.pipeline import run as run_pipeline  # here, so that --help does not wait for torch
+        transformers_logging.disable_progress_bar()            # one bar, the training's, is enough
         results = run_pipeline(data, out, model, train_limit, epochs, worth, seed)
     typer.echo(f"\n{_ladder(results)}\n")
     for name, reason in results["skipped"].items(): typer.echo(f"left out: {name}: {reason}")

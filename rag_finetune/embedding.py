@@ -248,6 +248,7 @@ def fit(
     "Train, watching dev after each epoch."
     columns:dict[str, Any] = {**rows.columns, **({} if rows.labels is None else {"label": rows.labels})}
     watch = _Watch(model, score, patience, stop_after)
+    model.model_card_data.generate_widget_examples = False  # else training texts would be copied into the model's folder
     with TemporaryDirectory() as folder:
         args = SentenceTransformerTrainingArguments(
             output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=batch_size, learning_rate=lr, warmup_steps=.1,

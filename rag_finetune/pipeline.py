@@ -198,12 +198,13 @@ class Recipe(NamedTuple):
     lr:float       # peak learning rate
 
 FEW = (Recipe("softmax over all documents", "all-documents", 0, 6, 2e-4),)
-MANY = (Recipe("softmax over remembered documents", "remembered", 0, 3, 1e-4), Recipe("in-batch and mined negatives", "in-batch", 1, 2, 1e-4))
+MANY = (Recipe("softmax over remembered documents", "remembered", 0, 3, 1e-4),
+        Recipe("in-batch and mined negatives", "in-batch", 1, 2, 1e-4))
 
 def judge(
     dev:Dataset,         # its corpus may be large
     runs:list[Run],      # of dev's queries: what is worth telling apart from the answers
-    depth:int=10         # documents taken from each run for each query
+    depth:int=5          # documents taken from each run for each query
 ) -> Dataset:  # dev over fewer documents
     "Dev with a corpus of its own answers and of what the first stages find."
     keep = {d for run in runs for scores in run.values() for d in ranking(scores, depth)}

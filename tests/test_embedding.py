@@ -115,6 +115,8 @@ def test_a_saved_model_embeds_as_before(folder, splits, tmp_path):
     fine_tune(model, splits["train"], epochs=1, lr=1e-3)
     model.save_pretrained(str(tmp_path / "model"))
     texts = list(splits["dev"].queries.values())
+    written = [f.read_text(encoding="utf-8") for f in (tmp_path / "model").rglob("*") if f.suffix in (".md", ".json")]
+    assert not any(text in page for text in splits["train"].queries.values() for page in written)   # nobody's queries leave with the model
     assert torch.equal(torch.from_numpy(SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(texts)),
                        torch.from_numpy(model.encode(texts)))
 
