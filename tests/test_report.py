@@ -8,7 +8,8 @@ import pytest
 from rag_finetune.report import write_report
 
 METRICS = ("accuracy@1", "accuracy@3", "recall@10", "MRR@10", "nDCG@10")
-VOID = {"meta", "br", "img", "hr", "link", "input"}
+VOID = {"meta", "br", "wbr", "img", "hr", "link", "input"}
+HOSTILE = """<script>alert('x')</script>"><img src="https://example.org/x" onerror='alert(1)'> {{ 7 * 7 }} --> ]]>"""
 
 
 def row(mean): return {m: {"mean": mean, "low": mean - .05, "high": mean + .05, "n": 60} for m in METRICS}
@@ -20,32 +21,39 @@ def compared(a, b, metric):
 
 
 RESULTS = {
-    "dataset": {"name": "made up", "dev": 30, "test": 60, "warnings": ["7 queries dropped"]},
+    "dataset": {"name": "made up", "fingerprint": {"train": "ab12", "test": "cd34"}, "documents": 2, "train": 90, "dev": 30, "test": 60,
+                "dev_carved": True, "warnings": ["7 queries dropped"]},
     "systems": {"bm25": row(.4), "base": row(.5), "adapter": row(.55), "tuned": row(.673), "tuned+bm25": row(.6)},
     "skipped": {"frozen-lr": "5,000 documents are too many classes"},
     "slices": {"seen": {s: row(.6) for s in ("bm25", "base", "adapter", "tuned", "tuned+bm25")},
                "unseen": {s: row(.31) for s in ("bm25", "base", "adapter", "tuned", "tuned+bm25")}},
-    "comparisons": [compared("tuned", b, m) for b in ("base", "adapter") for m in METRICS],
+    "comparisons": [compared(a, b, m) for a in ("tuned", "tuned+bm25") for b in ("base", "adapter") for m in METRICS],
     "verdict": {"decision": "better", "sentence": "tuned is better than adapter: nDCG@10 +.123",
                 "against_base": "tuned is better than base", "chosen": "tuned", "best_cheap": "adapter"},
-    "settings": {"seed": 0}, "environment": {"python": "3.11"}, "seconds": {"train": 61.5}}
-COSINES = {"positive": [.5, .6, .7], "negative": [.4, .65, .3]}
-MOVED = {"query": "<script>alert('x')</script>", "relevant": "the & answer", "base_rank": None, "tuned_rank": 1,
-         "base_first": "other", "tuned_first": "a"}
+    "settings": {"seed": 0, "train_limit": None, "adapter": [.01, "answers"]}, "environment": {"python": "3.11"},
+    "seconds": {"train": 61.5, "test, once": 3.}}
+COSINES = {"base": {"positive": [.5, .6, .7, .2], "negative": [.4, .65, .3, .5]},
+           "tuned": {"positive": [.5, .7, .7], "negative": [.4, .65, .8]}}
+MOVED = {"query": HOSTILE, "relevant": "the & answer", "base_rank": None, "tuned_rank": 1,
+         "base_first": "other", "tuned_first": "the & answer"}
 DETAILS = {
     "curves": {"in-batch": [{"epoch": 0, "loss": None, "dev": .5}, {"epoch": 1, "loss": 1., "dev": .6}],
                "remembered": [{"epoch": 0, "loss": None, "dev": .5}, {"epoch": 1, "loss": .5, "dev": .7}]},
-    "recipe": "remembered", "kept_epoch": 1, "scores": {"base": COSINES, "tuned": COSINES},
-    "map": {"base": [[0, 0], [1, 1]], "tuned": [[1, 0], [0, 1]], "labels": ["a", "b"]}, "queries": {"gained": [MOVED], "lost": []}}
+    "recipe": "remembered", "kept_epoch": 1, "dev": {"base": .444, "tuned": .777}, "scores": COSINES,
+    "map": {"base": [[0, 0], [1, 1]], "tuned": [[1, 0], [0, 1]], "labels": [HOSTILE, "b"]}, "queries": {"gained": [MOVED], "lost": []}}
+NOTHING: dict[str, list[float]] = {"positive": [], "negative": []}
+ALONE = {**RESULTS, "slices": {}, "skipped": {}, "systems": {"base": row(.5)}, "comparisons": [],
+         "verdict": {**RESULTS["verdict"], "decision": "not_enough", "sentence": "cannot tell", "chosen": "base", "best_cheap": "base"}}
 
 
 class Page(HTMLParser):
     "Checks that tags close in order, and collects attributes and text."
     def __init__(self, text):
         super().__init__()
-        self.open, self.attributes, self.text = [], [], ""
+        self.open, self.attributes, self.text, self.tables = [], [], "", []
         self.feed(text)
         assert not self.open
+        self.text = re.sub(r"\s+", " ", self.text)
 
     def handle_starttag(self, tag, attrs):
         self.attributes += [(tag, k, v) for k, v in attrs]
@@ -55,6 +63,8 @@ class Page(HTMLParser):
     def handle_endtag(self, tag): assert self.open.pop() == tag
     def handle_data(self, data): self.text += data
 
+    def values(self, attribute, *tags): return [v for tag, k, v in self.attributes if k == attribute and (not tags or tag in tags)]
+
 
 def written(tmp_path, results=RESULTS, details=DETAILS):
     write_report(results, details, tmp_path / "report.html")
@@ -63,52 +73,111 @@ def written(tmp_path, results=RESULTS, details=DETAILS):
 
 def test_the_verdict_and_every_figure_are_there(tmp_path):
     text = Page(written(tmp_path)).text
-    for said in ("It helped.", "tuned is better than adapter: nDCG@10 +.123", "0.673 [0.623, 0.723]",
-                 "+0.123 [+0.100, +0.150] against base", "+0.123 [+0.100, +0.150] against adapter", "7 queries dropped",
-                 "5,000 documents are too many classes", "unseen (60 queries)", "0.310 [0.260, 0.360]", "0.0042", "61.5 s",
-                 "rank over 100 before", "remembered, epoch 1"): assert said in text
+    for said in ("It helped.", "tuned is better than adapter", "nDCG@10 +.123", ".673 [.623, .723]",
+                 "against base+.123 [+.100, +.150] p = .004", "against adapter, the best cheap rung+.123 [+.100, +.150] p = .004",
+                 "7 queries dropped", "frozen-lr (5,000 documents are too many classes)",
+                 "unseen (60 queries)", ".310 [.260, .360]", "30 / 20 / 10",
+                 ".060", ".777", "61.5 s", "64.5 s", "rank over 100 before, 1 after", "first afterthe relevant one",
+                 "remembered, epoch 1", "All 20 paired tests", "dev_carvedyes", "train ab12, test cd34", "train_limit–", "0.01, answers",
+                 "before (base): relevant document in front in 2 of 4 queries (50%)",
+                 "after (tuned): relevant document in front in 2 of 3 queries (67%)",
+                 "◆ tuned chosen", "● adapter best cheap"): assert said in text, said
 
 
-def test_a_query_is_shown_and_not_run(tmp_path):
+def test_a_text_is_shown_and_not_run(tmp_path):
     page = Page(written(tmp_path))
-    assert "<script>alert('x')</script>" in page.text and "the & answer" in page.text
-    assert not any(tag == "script" for tag, _, _ in page.attributes) and "<script" not in written(tmp_path)
+    assert HOSTILE in page.text and "the & answer" in page.text
+    assert not {tag for tag, _, _ in page.attributes} & {"script", "img", "iframe", "object", "embed", "link", "base", "form"}
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")] and "<script" not in written(tmp_path)
+
+
+def test_a_mark_of_the_map_has_its_document_as_title(tmp_path):
+    page = Page(written(tmp_path, RESULTS, {**DETAILS, "queries": {}}))
+    assert page.text.count(HOSTILE) == 2, "once before, once after"
 
 
 def test_nothing_is_asked_from_outside(tmp_path):
     page = Page(written(tmp_path))
     for tag, name, value in page.attributes:
-        if name in ("src", "href", "xlink:href", "action", "data"): assert value.startswith("#"), (tag, name, value)
+        if name in ("src", "href", "xlink:href", "action", "data", "srcset", "poster"): assert value.startswith("#"), (tag, name, value)
     assert not re.search(r"url\((?!#)|@import", written(tmp_path))
 
 
-def test_every_picture_says_what_it_shows(tmp_path):
+def test_every_link_has_its_place_and_every_id_is_one(tmp_path):
     page = Page(written(tmp_path))
-    labels = [v for tag, k, v in page.attributes if tag == "svg" and k == "aria-label"]
-    assert len(labels) == 4 and all(labels)
-    ids = [v for _, k, v in page.attributes if k == "id"]
+    ids = page.values("id")
     assert len(ids) == len(set(ids))
+    assert {v.lstrip("#") for v in page.values("href", "a")} <= set(ids) and len(page.values("href", "a")) == 8
+    assert {v.lstrip("#") for v in page.values("xlink:href")} <= set(ids)
+
+
+def test_every_picture_and_every_box_says_what_it_shows(tmp_path):
+    page = Page(written(tmp_path))
+    pictures, boxes = (page.values("aria-label", tag) for tag in ("svg", "div"))
+    assert len(pictures) == 7 and all(pictures) and len(set(pictures)) == 7
+    assert "nDCG@10 of 5 systems with 95% intervals; the highest is tuned, .673 [.623, .723]" in pictures
+    assert len(boxes) == len(page.values("tabindex", "div")) == 4 and all(boxes), "a box that scrolls is reached by keyboard"
+
+
+def test_cheap_and_tuned_differ_by_shape_too(tmp_path):
+    rows = re.findall(r"([◆●])</span>&nbsp;([\w+<>.-]+?)(?: <|</th>)", written(tmp_path))
+    shapes = {name.replace("<wbr>", ""): mark for mark, name in rows}
+    assert shapes == {"tuned": "◆", "tuned+bm25": "◆", "bm25": "●", "base": "●", "adapter": "●"}
 
 
 def test_the_same_figures_give_the_same_bytes(tmp_path):
     assert written(tmp_path) == written(tmp_path)
 
 
+def test_a_report_that_fails_leaves_the_old_one(tmp_path):
+    before = written(tmp_path)
+    with pytest.raises(KeyError): write_report({**RESULTS, "systems": {"tuned": {}}}, DETAILS, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == before and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("decision", ["better", "worse", "no_difference", "not_enough"])
 def test_each_decision_has_its_words(decision, tmp_path):
     results = copy.deepcopy(RESULTS)
     results["verdict"]["decision"] = decision
-    said = {"better": "It helped.", "worse": "It made things worse.", "no_difference": "No difference worth the cost.",
-            "not_enough": "Not enough queries to tell."}
+    said = {"better": "✓ It helped.", "worse": "✗ It made things worse.", "no_difference": "≈ No difference worth the cost.",
+            "not_enough": "? Not enough queries to tell."}
     assert [text for text in said.values() if text in Page(written(tmp_path, results)).text] == [said[decision]]
 
 
-def test_what_a_run_may_lack_is_left_out(tmp_path):
-    bare = {**RESULTS, "slices": {}, "skipped": {}, "systems": {"base": row(.5), "tuned": row(.5)}, "comparisons": [],
-            "verdict": {**RESULTS["verdict"], "best_cheap": "base"}}
-    empty = {"positive": [], "negative": []}
-    curve = [{"epoch": 0, "loss": None, "dev": None}, {"epoch": 1, "loss": .5, "dev": None}]
-    details = {**DETAILS, "map": {}, "scores": {"base": empty, "tuned": empty}, "queries": {"gained": [], "lost": []},
-               "curves": {"in-batch": curve}, "recipe": "in-batch"}
-    text = Page(written(tmp_path, bare, details)).text
-    assert "Documents that training saw" not in text and "Left out" not in text and "None." in text
+@pytest.mark.parametrize("key", DETAILS)
+@pytest.mark.parametrize("none", [True, False], ids=["none", "missing"])
+def test_a_detail_may_be_missing(key, none, tmp_path):
+    details = {k: v for k, v in DETAILS.items() if k != key}
+    Page(written(tmp_path, RESULTS, {**details, key: None} if none else details))
+
+
+@pytest.mark.parametrize(("details", "moved"), [
+    ({}, False),
+    ({**DETAILS, "curves": {"a": [{"epoch": 1, "loss": .5, "dev": None}]}, "recipe": "a"}, True),
+    ({"curves": {"a": [{"epoch": 0, "loss": None, "dev": None}]}, "recipe": "a", "kept_epoch": 0}, False),
+    ({"scores": {"base": NOTHING, "tuned": {"positive": [.5], "negative": [.5]}}}, True),
+    ({"scores": {"base": NOTHING, "tuned": NOTHING}, "queries": {"gained": [], "lost": []}}, False),
+    ({"map": {"base": [[0, 0]] * 3, "tuned": [[0, 0]] * 3, "labels": [""] * 3}}, True),
+    ({"map": {"base": [], "tuned": [], "labels": []}}, False),
+], ids=["none", "no dev", "no curve", "one score", "no scores", "no labels", "no points"])
+def test_what_a_run_may_lack_is_left_out(details, moved, tmp_path):
+    text = Page(written(tmp_path, ALONE, details)).text
+    assert "Not enough queries to tell." in text and "Documents that training saw" not in text and "Left out" not in text
+    assert "Against the model as it came" not in text and "Comparisons" not in text
+    assert ("What moved" in text) == moved
+
+
+def test_a_value_that_is_none_or_no_number_or_rounded_is_shown(tmp_path):
+    results = copy.deepcopy(ALONE)
+    results["systems"] = {"base": {m: {"mean": .3 - 1e-17, "low": .3 + 1e-17, "high": .3, "n": 1} for m in METRICS},
+                          "tuned": {m: {"mean": 0., "low": None, "high": float("nan"), "n": 0} for m in METRICS}}
+    results["systems"]["base"]["nDCG@10"]["low"] = .3 + 1e-9  # an interval may miss its mean by a rounding
+    results["comparisons"] = [{**compared("base", "base", "nDCG@10"), "detectable": None, "difference": -1e-9}]
+    assert ".000 [–, –]" in Page(written(tmp_path, results, {})).text
+
+
+def test_a_long_text_is_cut_and_kept(tmp_path):
+    long = "word " * 300 + "end"
+    text = written(tmp_path, RESULTS, {"queries": {"gained": [{**MOVED, "query": long, "tuned_first": ""}]}})
+    assert f"</summary>{long}</details>" in text and "word...</summary>" in text and "(nothing)" in text
+    assert len(written(tmp_path, RESULTS, {"queries": {"gained": [{**MOVED, "query": "x" * 1_000_000}]}})) < 200_000
