@@ -248,7 +248,6 @@ def fit(
     "Train, watching dev after each epoch."
     columns:dict[str, Any] = {**rows.columns, **({} if rows.labels is None else {"label": rows.labels})}
     watch = _Watch(model, score, patience, stop_after)
-    model.model_card_data.generate_widget_examples = False  # they would be training texts, and leave with the model's folder
     with TemporaryDirectory() as folder:
         args = SentenceTransformerTrainingArguments(
             output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=batch_size, learning_rate=lr, warmup_steps=.1,
@@ -258,7 +257,8 @@ def fit(
         trainer = SentenceTransformerTrainer(model, args, datasets.Dataset.from_dict(columns), loss=loss, callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    model.model_card_data.train_datasets = []  # the same: sentence-transformers' card would quote them
+    card = model.model_card_data  # it would quote training texts, which must not leave with the model
+    card.train_datasets, card.widget, card.usage_examples = [], [], None
     model.eval()
     return Curve(watch.points, watch.best, trainer.state.global_step, watch.seconds, len(rows.docs) * (len(watch.points) - 1))
 
