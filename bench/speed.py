@@ -36,7 +36,7 @@ from transformers import PrinterCallback, TrainerCallback
 from rag_finetune.core import Dataset
 from rag_finetune.data import carve_dev, load, sample, split
 from rag_finetune.embedding import dev_score, fine_tune
-from rag_finetune.models import best_device, best_dtype, encode_documents, encode_queries, open_encoder
+from rag_finetune.models import FastEncoder, best_device, best_dtype, encode_documents, encode_queries, open_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 LR = 5e-5   # of both sides: the default of sentence-transformers' training arguments, and ours
@@ -152,16 +152,16 @@ def training(data, device, args):
         def theirs(train=train, dev=dev, scores=scores):
             model = open_encoder("default", device=device)
             found = documented_recipe(model, train, args.epochs)
-            scores["theirs"].append(dev_score(model, dev))
+            scores["theirs"].append(dev_score(FastEncoder(model), dev))
             return found
 
         def ours(train=train, dev=dev, scores=scores):
             model = open_encoder("default", device=device)
             curve = fine_tune(model, train, epochs=args.epochs, lr=LR)
-            scores["ours"].append(dev_score(model, dev))
+            scores["ours"].append(dev_score(FastEncoder(model), dev))
             return curve.rows, curve.seconds
 
-        base = round(dev_score(open_encoder("default", device=device), dev), 4)
+        base = round(dev_score(FastEncoder(open_encoder("default", device=device)), dev), 4)
         notes = {"queries": len(train.queries), "epochs": args.epochs, "base dev nDCG@10": base}
         row = compare(f"train {name}, {str(best_dtype(device))[6:]}", "pairs/s", theirs, ours, args.training_rounds, notes)
         row["dev"] = {side: round(statistics.median(values), 4) for side, values in scores.items()}

@@ -461,14 +461,16 @@ BLANK = re.compile(r"[ \t\n\r\x0b\f]")  # white space in the C locale, which is 
 
 def _trec(
     path:str|Path,   # a TREC file
-    wanted:str       # names of its columns
+    wanted:str       # names of its columns; a tag, last, may hold blanks
 ) -> Iterator[tuple[str, list[str]]]:  # "file:line", the columns
     "The lines of a TREC file, each with as many columns as `wanted` names."
+    names = wanted.split(", ")
     for number, line in _lines(path):
         columns = [c for c in BLANK.split(line) if c]
         if not columns: continue
-        if len(columns) != len(wanted.split(", ")):
-            raise DataError(f"{path}:{number}: {len(columns)} columns in {_short(line)!r}; wanted {len(wanted.split(', '))}: {wanted}")
+        if names[-1] == "tag": columns = [*columns[:5], *filter(None, [" ".join(columns[5:])])]
+        if len(columns) != len(names):
+            raise DataError(f"{path}:{number}: {len(columns)} columns in {_short(line)!r}; wanted {len(names)}: {wanted}")
         yield f"{path}:{number}", columns
 
 # %% ../nbs/01_data.ipynb #a7da1647

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, TrainerCallback
 
-from .core import DataError, Dataset, top_run
+from .core import DataError, Dataset, Encoder
 from .metrics import ndcg
-from .models import best_dtype, encode_documents, encode_queries
+from .models import FastEncoder, best_dtype
+from .retrieval import dense
 
 # %% ../nbs/10_embedding.ipynb #cee64329
 class Rows(NamedTuple):
@@ -130,6 +131,7 @@ class RememberedDocuments(nn.Module):
         self,
         model:SentenceTransformer,  # the model in training
         train:Dataset,              # labelled queries; the rows must be those of `pair_rows(train)`
+        known:Encoder|None=None,    # the same model as it is now, where its vectors are at hand already
         scale:float=20.             # cosines are multiplied by it
     ):
         super().__init__()
@@ -137,7 +139,8 @@ class RememberedDocuments(nn.Module):
         index = {d: j for j, d in enumerate(docs)}
         self.document = [index[d] for q in train.queries for d in train.positives(q)]                            # of each row
         self.positives = [[index[d] for d in train.positives(q)] for q in train.queries for _ in train.positives(q)]  # of each row
-        self.memory = nn.functional.normalize(torch.from_numpy(encode_documents(model, [train.corpus[d] for d in docs])), dim=1)
+        vectors = (known or FastEncoder(model)).encode_document([train.corpus[d] for d in docs])
+        self.memory = nn.functional.normalize(torch.from_numpy(vectors), dim=1)
 
     def forward(self, features:Iterable[dict[str, Tensor]], labels:Tensor) -> Tensor:  # labels: (batch,) number of the row
         queries, docs = (nn.functional.normalize(self.model(f)["sentence_embedding"], dim=1).float() for f in list(features)[:2])
@@ -170,13 +173,11 @@ def frozen_below(
 
 # %% ../nbs/10_embedding.ipynb #c03ad9c4
 def dev_score(
-    model:SentenceTransformer,  # a bi-encoder
-    dev:Dataset                 # queries, judgements and the documents to rank; all of them are encoded
+    encoder:Encoder,  # a bi-encoder
+    dev:Dataset       # queries, judgements and the documents to rank; all of them are encoded
 ) -> float:  # in [0, 1]
     "Mean nDCG@10 over the dev queries, by exact search."
-    queries, docs = encode_queries(model, list(dev.queries.values())), encode_documents(model, list(dev.corpus.values()))
-    scores = model.similarity(queries, docs)  # (n_queries, n_docs), by the model's own measure
-    values = ndcg(dev.qrels, top_run(list(dev.queries), list(dev.corpus), scores.numpy(), 10), 10)
+    values = ndcg(dev.qrels, dense(dev, encoder, k=10, exact_below=len(dev.corpus) + 1), 10)
     return sum(values.values()) / len(values)
 
 # %% ../nbs/10_embedding.ipynb #548c03d3
@@ -233,6 +234,13 @@ class _Watch(TrainerCallback):
         if self.weights: self.model.load_state_dict(self.weights)
 
 # %% ../nbs/10_embedding.ipynb #62634d71
+class _Trainer(SentenceTransformerTrainer):
+    "Trains with dropout off."
+    def compute_loss(self, model, *args, **kwargs):
+        model.eval()  # the trainer turns training mode, and with it dropout, on before each step; gradients do not need it
+        return super().compute_loss(model, *args, **kwargs)
+
+# %% ../nbs/10_embedding.ipynb #58c2e602
 def fit(
     model:SentenceTransformer,                  # trained in place; ends with the weights of its best epoch
     rows:Rows,                                  # what to train on
@@ -254,7 +262,7 @@ def fit(
             optim="adamw_torch_fused", bf16=best_dtype(model.device) is torch.bfloat16, use_cpu=model.device.type == "cpu",
             batch_sampler=lambda data, **_: _Batches(data, rows, batch_size, seed), prompts=_prompts(model), seed=seed,
             save_strategy="no", logging_strategy="steps", logging_steps=1, report_to="none", disable_tqdm=True, dataloader_pin_memory=False)
-        trainer = SentenceTransformerTrainer(model, args, datasets.Dataset.from_dict(columns), loss=loss, callbacks=[watch])
+        trainer = _Trainer(model, args, datasets.Dataset.from_dict(columns), loss=loss, callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     card = model.model_card_data  # it would quote training texts, which must not leave with the model
@@ -275,14 +283,15 @@ def objective(
     name:str,                                        # "all-documents", "remembered" or "in-batch"
     model:SentenceTransformer,                       # the model to be trained
     train:Dataset,                                   # labelled queries
-    negatives:Mapping[str, Sequence[str]]|None=None  # mined negatives, for "in-batch"
+    negatives:Mapping[str, Sequence[str]]|None=None, # mined negatives, for "in-batch"
+    known:Encoder|None=None                          # the same model, its vectors at hand, for "remembered"
 ) -> tuple[Rows, nn.Module]:  # what `fit` takes
     "Training rows and the loss that goes with them."
     if name == "in-batch": return pair_rows(train, negatives), MultipleNegativesRankingLoss(model)
     if negatives: raise DataError(f"the objective {name!r} compares with all documents and takes no mined negatives; use \"in-batch\"")
     if name == "remembered":
         rows = pair_rows(train)
-        return rows._replace(labels=list(range(len(rows.docs)))), RememberedDocuments(model, train)
+        return rows._replace(labels=list(range(len(rows.docs)))), RememberedDocuments(model, train, known)
     if name != "all-documents": raise DataError(f"objective {name!r}: expected \"all-documents\", \"remembered\" or \"in-batch\"")
     asked = [i for i, q in enumerate(train.queries) if train.positives(q)]
     texts, nothing = list(train.queries.values()), [frozenset[str]()] * len(asked)
@@ -299,11 +308,13 @@ def fine_tune(
     stop_after:int|None=None,                         # stop after so many epochs, to repeat what dev chose
     lr:float=1e-4,                                    # peak learning rate
     share:float=.5,                                   # of the layers that stay as they are, from the bottom
+    known:Encoder|None=None,                          # the model as it came, where its vectors are at hand: saves encoding again
     seed:int=0                                        # the same seed gives the same weights on one machine
 ) -> Curve:
     "Fine-tune with the objective that fits the corpus, stopping where dev says so."
-    score = None if dev is None else (lambda: dev_score(model, dev))
+    encoders = iter([known] if known else [])  # asked once, before the first step; then the model in training
+    score = None if dev is None else (lambda: dev_score(next(encoders, FastEncoder(model)), dev))
     if name == "auto": name = "all-documents" if few_documents(train) else "in-batch"
-    rows, loss = objective(name, model, train, negatives)
+    rows, loss = objective(name, model, train, negatives, known)
     batch_size = 64 if name == "all-documents" else 32  # where every step encodes all documents, fewer steps cost less
     with frozen_below(model, share): return fit(model, rows, loss, score, epochs, stop_after, lr=lr, batch_size=batch_size, seed=seed)

@@ -198,7 +198,7 @@ class Recipe(NamedTuple):
     lr:float       # peak learning rate
 
 FEW = (Recipe("softmax over all documents", "all-documents", 0, 6, 2e-4),)
-MANY = (Recipe("softmax over remembered documents", "remembered", 0, 3, 1e-4),
+MANY = (Recipe("softmax over remembered documents", "remembered", 0, 10, 2e-4),
         Recipe("in-batch and mined negatives", "in-batch", 1, 2, 1e-4))
 
 def judge(
@@ -229,7 +229,7 @@ def _fine_tune(
         negatives, dropped = mine(train, dense(train, base, base.key), last=30, relative_margin=.05, per_query=recipe.mined, seed=seed)
         log.info("mined negatives for %d queries; dropped by rule: %s", len(negatives), dropped)
     model = open_encoder(name)
-    return model, fine_tune(model, train, dev, recipe.objective, negatives, recipe.epochs, stop_after, recipe.lr, seed=seed)
+    return model, fine_tune(model, train, dev, recipe.objective, negatives, recipe.epochs, stop_after, recipe.lr, known=base, seed=seed)
 
 def train_best(
     name:str,               # of the base model, as `open_encoder` takes it

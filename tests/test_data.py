@@ -303,6 +303,9 @@ def test_trec_lines_that_cannot_be_used(tmp_path):
         problem = f"1: score '{bad}' is no number; write a finite one such as 0.83, higher is better"
         assert refused(read_run, f"q Q0 d 1 {bad} t\n") == problem
 
+def test_a_runs_tag_may_hold_blanks_as_in_trec_eval(tmp_path):
+    assert read_run(put(tmp_path / "file", "q Q0 d 1 .5 my best run\n")) == {"q": {"d": .5}}
+
 def test_what_a_file_cannot_hold_is_not_written_and_what_was_there_stays(tmp_path):
     path = put(tmp_path / "file", "before")
     advice = "is empty or has white space, which separates columns there; rename it, with _ for example"

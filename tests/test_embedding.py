@@ -11,7 +11,7 @@ from rag_finetune.data import split
 from rag_finetune.embedding import (
     RememberedDocuments, Rows, answers, batches, dev_score, few_documents, fine_tune, fit, frozen_below, objective, pair_rows,
 )
-from rag_finetune.models import encode_documents, fingerprint, open_encoder
+from rag_finetune.models import FastEncoder, encode_documents, fingerprint, open_encoder
 
 OBJECTIVES = ("all-documents", "remembered", "in-batch")
 
@@ -57,8 +57,9 @@ def test_every_objective_learns_and_one_seed_gives_one_model(name, folder, split
     def trained(seed):
         model = open_encoder(folder, device="cpu")
         rows, loss = objective(name, model, splits["train"])
-        curve = fit(model, rows, loss, lambda: dev_score(model, splits["dev"]), epochs=10, patience=10, lr=3e-3, batch_size=16, seed=seed)
-        return fingerprint(model), curve, dev_score(model, splits["dev"])
+        def score(): return dev_score(FastEncoder(model), splits["dev"])
+        curve = fit(model, rows, loss, score, epochs=10, patience=10, lr=3e-3, batch_size=16, seed=seed)
+        return fingerprint(model), curve, score()
     key, curve, dev = trained(0)
     assert dev == pytest.approx(curve.points[curve.best].dev, abs=1e-6) == max(p.dev for p in curve.points[1:])
     assert dev > curve.points[0].dev + .2
@@ -86,6 +87,34 @@ def test_frozen_layers_and_token_embeddings_stay_as_they_were(folder, splits):
     assert any("layer.1." in k for k in changed)
     assert all(p.requires_grad for p in model.parameters())
     with frozen_below(model, 0): assert all(p.requires_grad for p in model.parameters())
+
+
+def test_dropout_stays_off(folder, splits):
+    model = open_encoder(folder, device="cpu")
+    rates = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    for m in rates: m.p = .9
+    rows, loss = objective("in-batch", model, splits["train"])
+    fit(model, rows, loss, epochs=1, lr=1e-3)
+    trained = fingerprint(model)
+    again = open_encoder(folder, device="cpu")
+    for m in again.modules():
+        if isinstance(m, torch.nn.Dropout): m.p = 0.
+    rows, loss = objective("in-batch", again, splits["train"])
+    fit(again, rows, loss, epochs=1, lr=1e-3)
+    assert rates and fingerprint(again) == trained
+
+
+def test_what_is_known_of_the_model_is_not_encoded_again(folder, splits):
+    class Counting(FastEncoder):
+        asked:list[str] = []
+        def encode_document(self, inputs): self.asked.extend(inputs); return super().encode_document(inputs)
+    def trained(known):
+        model = open_encoder(folder, device="cpu")
+        curve = fine_tune(model, splits["train"], splits["dev"], "remembered", epochs=1, lr=1e-3, known=known)
+        return fingerprint(model), curve.points
+    known = Counting(open_encoder(folder, device="cpu"))
+    assert trained(known) == trained(None)
+    assert len(known.asked) == len(answers(splits["train"])) + len(splits["dev"].corpus)
 
 
 def test_remembered_documents_meet_every_query_and_are_replaced_when_they_pass(folder, splits):
