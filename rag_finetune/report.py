@@ -171,7 +171,8 @@ def _pictures(details:Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     "The drawings that come in twos, as far as there is something to draw."
     curves, scores, positions = (details.get(key) or {} for key in ("curves", "scores", "map"))
     recipe, kept, drawn = details.get("recipe"), details.get("kept_epoch"), WHEN if positions.get("labels") else {}
-    told = {"loss": "Loss on the training pairs", "dev": "nDCG@10 on dev, which chose the epoch"}
+    pool = f" (over {details['judged']:,} documents: the answers and what the first stages find)" if details.get("judged") else ""
+    told = {"loss": "Loss on the training pairs", "dev": f"nDCG@10 on dev{pool}, which chose the epoch"}
     found = {"training": [(curve_plot(curves, recipe, kept, key), caption) for key, caption in told.items()],
              "cosines": [(scores_plot(scores, which), f"{WHEN[which]}: {in_front(scores[which])}") for which in scores],
              "map": [(map_plot(positions, which), WHEN[which]) for which in drawn]}

@@ -9,11 +9,11 @@ __all__ = ['RESAMPLES', 'FEWEST_QUERIES', 'Interval', 'interval', 'Comparison', 
 # %% ../nbs/07_verdict.ipynb #1706e96a
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import ceil, log10, sqrt
+from math import ceil, log2, log10, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import betaincinv, ndtr, stdtrit
+from scipy.special import betaincinv, gammaincinv, ndtr, stdtrit
 
 from .core import DataError, Qrels, Run
 from .metrics import evaluate
@@ -146,25 +146,29 @@ class Comparison:
     ties:int
     losses:int
     n:int             # queries
-    detectable:float  # smallest true difference that n such queries show at .05 with 80% power; 1 if none
+    detectable:float  # smallest true difference that n such queries show, in such a family, with 80% power; 1 if none
 
     def as_dict(self) -> dict[str, str|float|int]:  # ready for JSON
         "All fields by name."
         return asdict(self)
 
-def _detectable(d:np.ndarray) -> float:
-    "The smallest true mean of differences like `d` that is found at .05 with a power of .8; at most 1."
-    n = len(d)
-    if _too_few_differ(d): return min(1., 8 / max(n, 1))
-    return float(min(1., (stdtrit(n - 1, .975) + stdtrit(n - 1, .8)) * d.std(ddof=1) / sqrt(n)))
+def _detectable(
+    d:np.ndarray,  # (n_queries,) paired differences
+    tests:int=1    # tests in the family: Holm's first step divides .05 by it, and all that a family promises is that step
+) -> float:
+    "The smallest true mean of differences like `d` that is found at .05, corrected, with a power of .8; at most 1."
+    n, alpha = len(d), .05 / tests
+    if not _too_few_differ(d): return float(min(1., (stdtrit(n - 1, 1 - alpha / 2) + stdtrit(n - 1, .8)) * d.std(ddof=1) / sqrt(n)))
+    differing = ceil(1 + log2(1 / alpha))  # so many queries, all one way: 2/2**m < alpha
+    return float(min(1., gammaincinv(differing, .8) / max(n, 1)))  # seen with a chance of .8 where so many are expected (Poisson)
 
 def _difference(a:Mapping[str, float], b:Mapping[str, float], names:str) -> np.ndarray:
-    "a - b for each query, in the order of their ids."
+    "a - b for each query, in the order of their ids; rounded, so that a tie in all but the last bits is a tie."
     if a.keys() != b.keys():
         odd = min(a.keys() ^ b.keys())
         raise DataError(f"{names}: query {odd!r} has a value in one only ({len(a)} and {len(b)} queries); evaluate both on the same qrels")
     queries = sorted(a)
-    return np.array(_column(a, queries)) - np.array(_column(b, queries))
+    return np.round(np.array(_column(a, queries)) - np.array(_column(b, queries)), 12)
 
 def compare_all(
     values:Mapping[str, Mapping[str, float]],  # system -> {query id: value of a metric in [0, 1]}
@@ -177,7 +181,7 @@ def compare_all(
     d = np.stack([_difference(values[a], values[b], f"{a} and {b}") for a, b in pairs], axis=1)  # (n_queries, n_pairs)
     limits, p_values = _limits(d, -1., 1., seed), _randomisation_p(d, seed)
     return [Comparison(a, b, metric, float(x.mean()) if len(x) else 0., *limits[j], p_values[j], corrected,
-                       int((x > 0).sum()), int((x == 0).sum()), int((x < 0).sum()), len(x), _detectable(x))
+                       int((x > 0).sum()), int((x == 0).sum()), int((x < 0).sum()), len(x), _detectable(x, len(pairs)))
             for j, ((a, b), x, corrected) in enumerate(zip(pairs, d.T, holm(p_values)))]
 
 def compare(
@@ -223,7 +227,7 @@ def queries_needed(
     "About how many queries like these would show `difference` at .05 with 80% power."
     c = comparison
     few = c.wins + c.losses < _FEWEST_DIFFERENT
-    needed = max(8 / difference if few else c.n * (c.detectable / difference) ** 2, c.n + 1, FEWEST_QUERIES)
+    needed = max(c.n * c.detectable / difference if few else c.n * (c.detectable / difference) ** 2, c.n + 1, FEWEST_QUERIES)
     unit = 10 ** max(0, int(log10(needed)) - 1)
     return ceil(needed / unit) * unit
 

@@ -62,6 +62,7 @@ def stale(nb: NotebookNode) -> list[str]:
     lines = [f"cell {c.id} was {'edited after it was' if KEY in c.metadata else 'never'} executed: {c.source.splitlines()[-1][:80]!r}"
              for c in code_cells(nb) if c.metadata.get(KEY) != sha256(c.source)]
     lines += [f"cell {c.id} holds an error: {o.ename}" for c in code_cells(nb) for o in c.outputs if o.output_type == "error"]
+    lines += [f"cell {c.id} holds an error in a callback, such as drawing" for c in code_cells(nb) if "Error in callback" in str(c.outputs)]
     lines += [f"cell {c.id} shows a progress bar; its times always differ" for c in code_cells(nb) if BAR.search(str(c.outputs))]
     if not lines and nb.metadata.get(KEY) != of_all(nb): lines.append("code cells were removed, added or moved after it was executed")
     return lines

@@ -87,6 +87,15 @@ def test_out_that_holds_something_is_left_alone(data, tmp_path):
     assert [f.name for f in (tmp_path / "out").iterdir()] == ["thesis.txt"]
 
 
+def test_what_the_system_refuses_is_one_line_too(data, tmp_path):
+    write(tmp_path / "file.txt", "mine")
+    refused(["run", "--data", data, "--out", tmp_path / "file.txt" / "out"], "file.txt")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone" / "deeper")
+    refused(["run", "--data", data, "--out", tmp_path / "nowhere"], "nowhere")
+    refused(["run", "--data", "x" * 5000, "--out", tmp_path / "out"], "too long")
+    assert CliRunner().invoke(app, ["run", "--seed", "-1"]).exit_code == 2
+
+
 def test_model_that_cannot_be_opened(data, tmp_path):
     refused(["run", "--data", data, "--model", "nobody/nothing", "--out", tmp_path / "out"], "default", "all-MiniLM-L6-v2")
     model = tiny_model(tmp_path / "tiny")
@@ -124,6 +133,12 @@ def test_compare_says_what_may_be_claimed(tmp_path):
     refused(["compare", tmp_path / "none.trec", files[1]], "none.trec")
     write(tmp_path / "bad.trec", "q0 Q0 right 1 high tag\n")
     refused(["compare", files[0], tmp_path / "bad.trec"], "bad.trec:1")
+    write_run({"another": {"right": 1.}}, tmp_path / "foreign.trec", "foreign")
+    refused(["compare", files[0], files[1], tmp_path / "foreign.trec"], "foreign.trec", "answers none of the 60 queries")
+    refused(["compare", files[0], files[1], files[1]], "before.trec: given twice")
+    write_run({q: {"right": 1.} for q in queries[:50]}, tmp_path / "silent.trec", "silent")
+    some = CliRunner().invoke(app, ["compare", files[0], str(tmp_path / "silent.trec")])
+    assert some.exit_code == 0 and "silent.trec: leaves out 10 of 60 queries, which count as 0" in some.stderr
 
 
 @pytest.mark.slow

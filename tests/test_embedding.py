@@ -4,16 +4,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from tiny import tiny_data, tiny_model
 
 from rag_finetune.core import DataError, Dataset
 from rag_finetune.data import split
 from rag_finetune.embedding import (
-    RememberedDocuments, Rows, answers, batches, dev_score, few_documents, fine_tune, fit, frozen_below, objective, pair_rows,
+    RememberedAnswers, Rows, answers, batches, dev_score, few_documents, fine_tune, fit, frozen_below, objective, pair_rows,
 )
 from rag_finetune.models import FastEncoder, encode_documents, fingerprint, open_encoder
 
-OBJECTIVES = ("all-documents", "remembered", "in-batch")
+OBJECTIVES = ("all-answers", "remembered", "in-batch")
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,48 @@ def test_frozen_layers_and_token_embeddings_stay_as_they_were(folder, splits):
     with frozen_below(model, 0): assert all(p.requires_grad for p in model.parameters())
 
 
+def test_every_row_is_seen_in_every_epoch(folder):
+    names = [f"d{i}" for i in range(9)]
+    data = Dataset({d: f"the {d} stands here" for d in names}, {f"q{i}": f"where is {i}" for i in range(14)},
+                   {f"q{i}": dict.fromkeys(names[i % 7:i % 7 + 3], 1) for i in range(14)})
+    model = open_encoder(folder, device="cpu")
+    rows, _ = objective("in-batch", model, data)
+    counts = {len(batches(rows, 5, seed)) for seed in range(3)}
+    assert len(counts) > 1, "this case is about epochs of different length"
+    class Counting(MultipleNegativesRankingLoss):
+        seen = 0
+        def forward(self, features, labels):
+            features = list(features)
+            Counting.seen += len(features[0]["input_ids"])
+            return super().forward(features, labels)
+    curve = fit(model, rows, Counting(model), epochs=3, batch_size=5, lr=1e-4)
+    assert curve.rows == 3 * len(rows.docs) == Counting.seen
+
+
+def test_equal_texts_are_nobodys_negatives(folder):
+    data = Dataset({"a": "In the app.", "b": "in the  APP.", "c": "by post"}, {"1": "new card", "2": "New card ", "3": "statements"},
+                   {"1": {"a": 1}, "2": {"c": 1}, "3": {"b": 1}})
+    rows = pair_rows(data)
+    assert len(batches(rows, 3, 0)) == 3                       # each of the three would punish another
+    _, loss = objective("all-answers", open_encoder(folder, device="cpu"), data)
+    assert [sorted(p) for p in loss.positives] == [[0, 1, 2], [0, 1, 2], [0, 1]]
+    _, loss = objective("remembered", open_encoder(folder, device="cpu"), data)
+    assert [sorted(p) for p in loss.positives] == [[0, 1, 2], [0, 1, 2], [0, 1]]
+
+
+def test_long_texts_are_cut_in_training_and_not_in_scoring(folder, splits):
+    model = open_encoder(folder, device="cpu")
+    whole, scored, trained = model.max_seq_length, [], set()
+    rows, loss = objective("in-batch", model, splits["train"])
+    def score(): scored.append(model.max_seq_length); return 0.
+    class Looking(MultipleNegativesRankingLoss):
+        def forward(self, features, labels):
+            trained.update(f["input_ids"].shape[1] for f in features)
+            return super().forward(features, labels)
+    fit(model, rows, Looking(model), score, epochs=1, tokens=3)
+    assert max(trained) == 3 and scored == [whole, whole] and model.max_seq_length == whole
+
+
 def test_dropout_stays_off(folder, splits):
     model = open_encoder(folder, device="cpu")
     rates = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
@@ -119,7 +162,7 @@ def test_what_is_known_of_the_model_is_not_encoded_again(folder, splits):
 
 def test_remembered_documents_meet_every_query_and_are_replaced_when_they_pass(folder, splits):
     model, train = open_encoder(folder, device="cpu"), splits["train"]
-    loss = RememberedDocuments(model, train)
+    loss = RememberedAnswers(model, train)
     model.eval()
     texts = list(train.queries.values())[:2]
     docs = [train.corpus[train.positives(q)[0]] for q in list(train.queries)[:2]]
@@ -152,8 +195,8 @@ def test_a_saved_model_embeds_as_before(folder, splits, tmp_path):
 
 def test_what_does_not_fit_is_an_error_that_says_what_does(folder, splits):
     model = open_encoder(folder, device="cpu")
-    with pytest.raises(DataError, match='"in-batch"'): objective("all-documents", model, splits["train"], {"q0": ["car"]})
-    with pytest.raises(DataError, match='expected "all-documents"'): objective("triplet", model, splits["train"])
+    with pytest.raises(DataError, match='"in-batch"'): objective("all-answers", model, splits["train"], {"q0": ["car"]})
+    with pytest.raises(DataError, match='expected "all-answers"'): objective("triplet", model, splits["train"])
     empty = Dataset(splits["train"].corpus, {"x": "where"}, {"x": {"car": 0}}, name="nothing")
     with pytest.raises(DataError, match="nothing: no training query has a relevant document"): pair_rows(empty)
 

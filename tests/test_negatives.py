@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag_finetune.core import DataError, Dataset, ranking, text_key
-from rag_finetune.negatives import RULES, false_negatives, mine
+from rag_finetune.negatives import RULES, false_negatives, fill, mine
 
 
 def dataset(corpus, positives, queries=("q",)):
@@ -99,3 +99,11 @@ def test_bad_settings_and_foreign_runs_are_errors():
 
 def test_false_negatives_are_counted_by_query():
     assert false_negatives({"q": ["a", "b"], "p": ["a"], "none": []}, {"q": {"a": 1, "b": 0}, "none": {"a": 1}}) == {"q": .5, "p": 0.}
+
+
+def test_a_query_without_negatives_gets_random_ones_that_are_not_its_own():
+    data = Dataset({"a": "A", "b": "B", "twin": "b ", "c": "C", "d": "D"}, {"1": "x", "2": "y"}, {"1": {"b": 1}, "2": {"a": 1}})
+    found = fill({"1": [], "2": ["c", "d"]}, data, per_query=2, seed=0)
+    assert len(found["1"]) == 2 and not {"b", "twin"} & set(found["1"]) and found["2"] == ["c", "d"]
+    assert found == fill({"1": [], "2": ["c", "d"]}, data, 2, 0)
+    assert len(fill({"1": []}, data, per_query=9)["1"]) == 3      # all that there are

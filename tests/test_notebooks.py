@@ -51,10 +51,12 @@ def remove(nb): del nb.cells[0]
 def add(nb): nb.cells.append(nbformat.v4.new_code_cell("4"))
 def move(nb): nb.cells.reverse()
 def fail(nb): nb.cells[0].outputs = [nbformat.v4.new_output("error", ename="ZeroDivisionError", evalue="", traceback=[])]
+def undrawn(nb): nb.cells[0].outputs = [nbformat.v4.new_output("stream", text="Error in callback <function _draw_all> ...\n")]
 def progress(nb): nb.cells[0].outputs = [nbformat.v4.new_output("stream", text="Loading: 100%|███| 3/3 [00:00<00:00, 68.8it/s]\n")]
 
 @pytest.mark.parametrize(("change", "says"), [(edit, "edited after"), (remove, "removed, added or moved"), (add, "never executed"),
                                               (move, "removed, added or moved"), (fail, "holds an error: ZeroDivisionError"),
+                                              (undrawn, "error in a callback"),
                                               (progress, "shows a progress bar")])
 def test_code_changed_after_it_was_executed_is_found(change, says):
     nb = notebook("1", "2", "3")

@@ -11,13 +11,17 @@ from tiny import tiny_data, tiny_model
 from rag_finetune.core import DataError, Dataset, ranking
 from rag_finetune.data import load, read_qrels, read_run, sample, split, write_beir
 from rag_finetune.metrics import evaluate
-from rag_finetune.models import open_encoder
+from rag_finetune import pipeline
+from rag_finetune.embedding import fine_tune
+from rag_finetune.models import fingerprint, open_encoder
 from rag_finetune.pipeline import (
-    BLENDS, METRICS, Remembering, Rung, answer, blend, changed_queries, choose, comparisons, judge, new_folder, prepare, run, slices,
-    why_no_classifier,
+    BLENDS, CHEAP_BLENDS, FEW, MANY, METRICS, TUNED_BLENDS, Remembering, Rung, answer, blend, changed_queries, choose, comparisons, judge,
+    new_folder, prepare, run, separation, slices, why_no_classifier, _both,
 )
 
-CHEAP = {"bm25", "base", "base+bm25", "adapter", "adapter+bm25", "neighbours", "neighbours+bm25", "tfidf-lr", "frozen-lr"}
+NOUNS = ("car", "dog", "cat", "house", "tree", "lamp", "door", "ship", "road", "book", "cup", "hat", "bag", "key", "bed", "box", "pen",
+         "map", "jar", "fan", "net")
+CHEAP = {"bm25", "base", "adapter", "neighbours", "tfidf-lr", "frozen-lr", *CHEAP_BLENDS}
 TUNED = {"tuned", "tuned+bm25", "tuned-adapter", "tuned-lr", "tuned-neighbours", "tuned-lr+frozen-lr"}
 
 
@@ -67,6 +71,9 @@ def test_a_set_without_splits_is_split_by_question():
 def test_nothing_to_train_or_test_on_is_an_error():
     splits = split(tiny_data(), {"train": .8, "test": .2}, 0)
     with pytest.raises(DataError, match="no test"): prepare({"train": splits["train"]})
+    data = splits["train"]
+    spaced = replace(data, queries={"query 7": "where", **data.queries})
+    with pytest.raises(DataError, match="id 'query 7' has white space"): prepare({**splits, "train": spaced})
     with pytest.raises(DataError, match="the test split has no query with a relevant document"):
         prepare({**splits, "test": replace(splits["test"], qrels={})})
 
@@ -107,6 +114,11 @@ def test_documents_are_classes_where_they_are_few_and_known():
     assert "1,001 documents are too many" in why_no_classifier(Dataset({str(i): "t" for i in range(1001)}, {}, {}), data)
 
 
+def test_the_cheap_rungs_get_as_many_blends_as_the_fine_tuned_model():
+    assert len(CHEAP_BLENDS) >= len(TUNED_BLENDS)
+    assert not any("tuned" in name for parts in CHEAP_BLENDS.values() for name in parts)
+
+
 # measuring
 
 def test_slices_tell_known_documents_from_new_ones():
@@ -124,6 +136,10 @@ def test_every_system_is_compared_with_the_base_and_with_the_best_cheap():
     assert pairs == {("bm25", "base"), ("tuned", "base"), ("tuned", "bm25")}
     assert {(c.a, c.b) for c in comparisons(qrels, runs, "base")} == {("bm25", "base"), ("tuned", "base")}
     assert {c.metric for c in comparisons(qrels, runs, "bm25")} == set(METRICS)
+    better = {q: {"a": 1., "b": .5} for q in qrels}
+    found = [c for c in comparisons(qrels, runs | {"tuned": better}, "bm25") if c.metric == "accuracy@1"]
+    [gain] = [c for c in found if (c.a, c.b) == ("tuned", "base")]
+    assert gain.p < .05 and gain.p_holm == pytest.approx(3 * gain.p)   # a family of three
 
 
 def test_queries_that_moved_most_come_first():
@@ -132,6 +148,17 @@ def test_queries_that_moved_most_come_first():
     found = changed_queries(data, {"up": third, "down": best, "same": best}, {"up": best, "down": second, "same": best})
     assert [g["query"] for g in found["gained"]] == ["u"] and [g["query"] for g in found["lost"]] == ["d"]
     assert found["gained"][0] == {"query": "u", "relevant": "A", "base_first": "B", "tuned_first": "A", "base_rank": 3, "tuned_rank": 1}
+
+
+def test_separation_counts_the_queries_that_fail_too(made):
+    _, splits, model, _ = made
+    encoder, test = Remembering(open_encoder(model, device="cpu")), splits["test"]
+    found = separation(test, encoder)
+    scores = encoder.encode_query(list(test.queries.values())) @ encoder.encode_document(list(test.corpus.values())).T
+    for row, q, good, bad in zip(scores, test.queries, found["positive"], found["negative"], strict=True):
+        right = [d in test.positives(q) for d in test.corpus]
+        assert good == pytest.approx(max(s for s, r in zip(row, right) if r), abs=1e-5)
+        assert bad == pytest.approx(max(s for s, r in zip(row, right) if not r), abs=1e-5)
 
 
 def test_each_text_is_encoded_once(made):
@@ -183,16 +210,58 @@ def test_the_same_seed_gives_the_same_figures(made):
     assert again["systems"] == results["systems"] and again["verdict"] == results["verdict"] and again["settings"] == results["settings"]
 
 
-def test_a_carved_dev_is_given_back_before_the_test(made, tmp_path):
-    folder, splits, model, _ = made
-    write_beir({s: d for s, d in splits.items() if s != "dev"}, tmp_path / "data")
-    results = run(tmp_path / "data", tmp_path / "out", str(model), epochs=1)
+def test_a_carved_dev_is_given_back_before_the_test(made, tmp_path, monkeypatch):
+    model = made[2]
+    write_beir(split(tiny_data(per_thing=30), {"train": .8, "test": .2}, 0), tmp_path / "data")  # so many that an epoch has several steps
+    carved = prepare(load(tmp_path / "data"))
+    seen = []
+    def watched(train, target, encoder, *args, **kwargs):
+        seen.append((set(target.queries), set(train.queries)))
+        return real(train, target, encoder, *args, **kwargs)
+    real = pipeline.cheap_rungs
+    monkeypatch.setattr(pipeline, "cheap_rungs", watched)
+    results = run(tmp_path / "data", tmp_path / "out", str(model), epochs=3)
     assert results["dataset"]["dev_carved"] and "refit on train and dev" in results["seconds"]
+    train, dev, test = (set(carved.splits[s].queries) for s in ("train", "dev", "test"))
+    assert seen == [(dev, train), (test, train | dev)]                 # what the rungs learn from: dev only once it has chosen
+    def trained(data):
+        encoder = open_encoder(str(model), device="cpu")
+        fine_tune(encoder, data, name=FEW[0].objective, epochs=3, stop_after=results["settings"]["epochs"], lr=FEW[0].lr)
+        return fingerprint(encoder)
+    saved = fingerprint(open_encoder(str(tmp_path / "out" / "model"), device="cpu"))
+    assert saved == trained(_both(carved.splits["train"], carved.splits["dev"])) != trained(carved.splits["train"])
+
+
+def test_the_tests_labels_choose_nothing(made, tmp_path):
+    folder, splits, model, results = made
+    docs = list(splits["test"].corpus)
+    turned = {q: {docs[(docs.index(d) + 1) % len(docs)]: g for d, g in grades.items()} for q, grades in splits["test"].qrels.items()}
+    write_beir(splits | {"test": replace(splits["test"], qrels=turned)}, tmp_path / "data")
+    wrong = run(tmp_path / "data", tmp_path / "out", str(model), epochs=2)
+    assert wrong["settings"] == results["settings"]
+    assert all(wrong["verdict"][k] == results["verdict"][k] for k in ("chosen", "best_cheap"))
+    saved = (str(f / "model") for f in (folder / "out", tmp_path / "out"))
+    assert len({fingerprint(open_encoder(path, device="cpu")) for path in saved}) == 1
+    assert wrong["systems"] != results["systems"]
+
+
+def test_many_documents_take_the_other_recipes(made, tmp_path, caplog):
+    model = made[2]
+    things = [f"{a} {b}" for a in ("red", "blue", "small", "old", "wet", "loud", "new") for b in NOUNS]
+    lines = ["Question,Answer", *(f"where is the {t}?,the {t} stands here" for t in things)]
+    (tmp_path / "many.csv").write_text("\n".join(lines))
+    with caplog.at_level("INFO", logger="rag_finetune"): results = run(tmp_path / "many.csv", tmp_path / "out", str(model), epochs=1)
+    assert results["dataset"]["documents"] == len(things) >= 128 and "frozen-lr" in results["skipped"]
+    assert set(json.loads((tmp_path / "out" / "details.json").read_text())["curves"]) == {r.name for r in MANY}
+    assert "mined negatives for" in caplog.text and results["settings"]["recipe"] in {r.name for r in MANY}
 
 
 def test_nothing_is_written_over(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="exists and is not an empty folder"): new_folder(tmp_path)
     with pytest.raises(DataError, match="exists"): new_folder(tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="cannot be made"): new_folder(tmp_path / "notes.txt" / "out")
+    with pytest.raises(DataError, match="no such file"): run(tmp_path / "no.csv", tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
     assert new_folder(tmp_path / "new") == tmp_path / "new" and new_folder(tmp_path / "new").is_dir()
     assert Path(tmp_path / "notes.txt").read_text() == "mine"

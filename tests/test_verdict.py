@@ -10,8 +10,8 @@ from scipy.stats import binom, binomtest, permutation_test
 
 from rag_finetune.core import DataError
 from rag_finetune.metrics import evaluate
-from rag_finetune.verdict import (Comparison, Interval, _limits, compare, compare_all, decide, format_table, holm, interval, queries_needed,
-                                  sentence, table)
+from rag_finetune.verdict import (Comparison, Interval, _detectable, _limits, _randomisation_p, compare, compare_all, decide,
+                                  format_table, holm, interval, queries_needed, sentence, table)
 
 REPEATS = 500
 NDCG = np.array([0, *(1 / np.log2(rank + 1) for rank in range(10, 0, -1))])       # one relevant document, at rank 11 or below, 10, ..., 1
@@ -92,9 +92,18 @@ def test_false_alarms_are_as_rare_as_promised(n, steps):
 @pytest.mark.parametrize("n", [50, 400])
 def test_detectable_is_found_four_times_in_five(n):
     noise = np.array([-.5, -.25, 0, .25, .5])
-    promised = np.mean([c.detectable for c in compare_columns(draw(noise, [.1, .2, .4, .2, .1], n, 31)[:, :100])])
+    promised = np.mean([_detectable(x) for x in draw(noise, [.1, .2, .4, .2, .1], n, 31).T[:100]])
     found = np.mean([c.p < .05 for c in compare_columns(draw(noise, [.1, .2, .4, .2, .1], n, 32) + promised)])
     assert .75 <= found <= .85
+
+def test_detectable_holds_for_what_is_claimed_within_a_family():
+    noise, shares, n, tests = np.array([-.5, -.25, 0, .25, .5]), [.1, .2, .4, .2, .1], 200, 20
+    promised = np.mean([_detectable(x, tests) for x in draw(noise, shares, n, 61).T[:100]])
+    def claimed(seed):  # one system is better by what is promised, the others are all equal
+        d = draw(noise, shares, n, seed)[:, :tests]
+        d[:, 0] += promised
+        return holm(_randomisation_p(d, seed, resamples=4000))[0] < .05   # which is what `decide` asks
+    assert .7 <= np.mean([claimed(seed) for seed in range(150)]) <= .9
 
 def test_p_and_interval_agree():
     comparisons = compare_columns(draw(STEPS, SHARES, 100, 41))
@@ -115,6 +124,10 @@ def test_p_by_sampling_is_near_the_exact_p():
     c = compare(named([1.] * wins + [0.] * losses + [.5] * 40), named([0.] * wins + [1.] * losses + [.5] * 40))
     assert (c.wins, c.ties, c.losses) == (22, 40, 10)
     assert c.p == pytest.approx(binomtest(wins, wins + losses).pvalue, abs=.008)
+
+def test_a_tie_in_all_but_the_last_bits_is_a_tie():
+    c = compare(named([.1 + .2, .5] * 10), named([.3, .5] * 10))
+    assert (c.wins, c.ties, c.losses, c.p) == (0, 20, 0, 1)
 
 def test_no_p_is_zero():
     assert compare(named(np.ones(100)), named(np.zeros(100))).p == pytest.approx(1 / 10_001)
@@ -217,7 +230,7 @@ def test_sentences():
 
 def test_the_number_of_queries_needed_is_enough():
     truth, n = .08, 60
-    pilot = compare_columns(draw([-.5, 0., .5], [.15, .54, .31], n, 51))
+    pilot = [compare(named(x), named(np.zeros(n))) for x in draw([-.5, 0., .5], [.15, .54, .31], n, 51).T[:25]]
     needed = int(np.median([queries_needed(c, truth) for c in pilot]))
     assert needed > n
     found = np.mean([c.p < .05 for c in compare_columns(draw([-.5, 0., .5], [.15, .54, .31], needed, 52))])
