@@ -1,4 +1,4 @@
-# make run | test | lab | notebooks | readme | lint | lock | clean.  Variables: PYTHON, VENV, CPU, WORKERS, ARGS.
+# make run | test | docs | lab | notebooks | readme | lint | lock | clean.  Variables: PYTHON, VENV, CPU, WORKERS, ARGS.
 PYTHON ?= python3
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
 WORKERS ?= 2
@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 TORCH := $(if $(CPU),--no-deps --index-url https://download.pytorch.org/whl/cpu) $(shell grep '^torch==' constraints.txt)
 SOURCES := constraints.txt settings.ini setup.py pyproject.toml
 
-.PHONY: run test lab notebooks readme lint lock clean
+.PHONY: run test docs lab notebooks readme lint lock clean
 
 run: $(VENV)/.installed
 	"$(VENV)/bin/rag-finetune" run $(ARGS)
@@ -20,6 +20,10 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	"$(PY)" -m pip check
 	"$(PY)" -m pytest -n $(WORKERS) --durations 10 $(ARGS)
+
+# the site into _docs/, from the notebooks with the outputs that they carry; a warning is an error
+docs: $(VENV)/.installed-docs
+	"$(PY)" docs/build.py
 
 lab: $(VENV)/.installed-dev
 	"$(PY)" -m jupyterlab nbs
@@ -47,7 +51,7 @@ lock:
 	mv build/constraints.txt constraints.txt
 
 clean:
-	rm -rf build dist _proc *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist _docs _proc *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(PY):
 	$(PYTHON) -m venv "$(VENV)"
@@ -63,4 +67,8 @@ $(VENV)/.installed: $(SOURCES) $(VENV)/.torch
 
 $(VENV)/.installed-dev: $(SOURCES) $(VENV)/.torch
 	"$(PY)" -m pip install -c constraints.txt -e ".[dev]"
+	touch "$@" "$(VENV)/.installed" "$(VENV)/.installed-docs"
+
+$(VENV)/.installed-docs: $(SOURCES) $(VENV)/.torch
+	"$(PY)" -m pip install -c constraints.txt -e ".[docs]"
 	touch "$@" "$(VENV)/.installed"

@@ -17,7 +17,8 @@ setup(
     keywords=settings["keywords"].split(),
     classifiers=[f"Intended Audience :: {settings['audience']}", "Programming Language :: Python :: 3 :: Only", "Typing :: Typed"],
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements")},
+    # the tests open the site in a browser, so they need what builds it
+    extras_require={"dev": lines("dev_requirements") + lines("docs_requirements"), "docs": lines("docs_requirements")},
     entry_points={"console_scripts": lines("console_scripts")},
     # data/ stays at the top of the repository, and is importlib.resources.files("rag_finetune.bundled") once installed
     packages=["rag_finetune", "rag_finetune.bundled"],

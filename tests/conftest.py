@@ -23,7 +23,8 @@ def public_data() -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    "With RAG_FINETUNE_REQUIRE_DATA, a test that skips for want of the public data fails instead."
+    "What is required fails instead of skipping: with RAG_FINETUNE_REQUIRE_DATA the public data, with RAG_FINETUNE_REQUIRE_BROWSER a browser."
     report = yield
-    if os.environ.get("RAG_FINETUNE_REQUIRE_DATA") and report.skipped and DATA in str(report.longrepr): report.outcome = "failed"
+    for required, said in (("RAG_FINETUNE_REQUIRE_DATA", DATA), ("RAG_FINETUNE_REQUIRE_BROWSER", "no browser:")):
+        if os.environ.get(required) and report.skipped and said in str(report.longrepr): report.outcome = "failed"
     return report

@@ -18,6 +18,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from configparser import ConfigParser
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -113,14 +114,23 @@ def readme() -> str:
     nb.metadata["language_info"] = {"name": "python"}  # nbdev-clean removes it; the fences of the code are named after it
     return as_readme(MarkdownExporter().from_notebook_node(nb)[0])
 
+def repository() -> tuple[str, str]:
+    "Where the code host shows a file of the repository, and where it serves one as it is, as settings.ini names it."
+    config = ConfigParser(delimiters=["="], interpolation=None)
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    name, branch = "{user}/{repo}".format(**config["DEFAULT"]), config["DEFAULT"]["branch"]
+    return f"https://github.com/{name}/blob/{branch}/", f"https://raw.githubusercontent.com/{name}/{branch}/"
+
 def as_readme(markdown: str) -> str:
-    "The processed index with its front matter as a heading and a quote, and its links as seen from the top folder."
+    "The processed index with its front matter as a heading and a quote, and links that work on any host, the package index too."
     front, body = re.match(r"\s*(?:---\n(.*?)\n---\n)?(.*)", markdown, re.DOTALL).groups()
     fields = dict(line.split(": ", 1) for line in (front or "").splitlines() if ": " in line)
     head = [f"# {fields['title']}"] if "title" in fields else []
     if "description" in fields: head.append(f"> {fields['description']}")
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r"\]\((?=[\w-]+\.ipynb)", "](nbs/", body).replace("](../", "](").replace('src="../', 'src="')
+    shown, raw = repository()
+    body = re.sub(r"\]\((?=[\w-]+\.ipynb)", f"]({shown}nbs/", body)
+    body = re.sub(r"(!\[[^\]]*\]\()\.\./", rf"\1{raw}", body).replace('src="../', f'src="{raw}').replace("](../", f"]({shown}")
     origin = "<!-- Made from nbs/index.ipynb by `make readme`; edit it there. -->"
     return "\n\n".join([origin, *head, re.sub(r"\n{3,}", "\n\n", body).strip()]) + "\n"
 

@@ -3,7 +3,7 @@ import shutil
 
 import nbformat
 import pytest
-from notebooks import ROOT, as_readme, copied, execute, nbdev, notebooks, of_all, readme, run_cells, stale, stamp
+from notebooks import ROOT, as_readme, copied, execute, nbdev, notebooks, of_all, readme, repository, run_cells, stale, stamp
 
 NAMES = [path.name for path in notebooks()]
 
@@ -89,6 +89,10 @@ def test_a_notebook_that_fails_is_left_as_it_was(copy):
     assert path.read_bytes() == before
     path.unlink()
 
-def test_readme_shows_title_and_links_as_seen_from_the_top_folder():
-    made = as_readme("---\ndescription: what for\ntitle: name\n\n---\n\n![plot](../assets/plot.svg)\n\n\n\n[core](00_core.ipynb)\n")
-    assert made.endswith("# name\n\n> what for\n\n![plot](assets/plot.svg)\n\n[core](nbs/00_core.ipynb)\n")
+def test_readme_shows_title_and_links_that_work_on_any_host():
+    front = "---\ndescription: what for\ntitle: name\n\n---\n\n"
+    body = "![plot](../assets/plot.svg)\n\n\n\n[core](00_core.ipynb) [no](../LICENSE)\n"
+    shown, raw = repository()
+    assert shown.startswith("https://") and raw.startswith("https://")
+    links = f"![plot]({raw}assets/plot.svg)\n\n[core]({shown}nbs/00_core.ipynb) [no]({shown}LICENSE)\n"
+    assert as_readme(front + body).endswith(f"# name\n\n> what for\n\n{links}")
