@@ -1,4 +1,4 @@
-# make run | test | docs | lab | notebooks | readme | lint | lock | clean.  Variables: PYTHON, VENV, CPU, WORKERS, ARGS.
+# make run | test | docs | publish | lab | notebooks | readme | lint | lock | clean.  Variables: PYTHON, VENV, CPU, WORKERS, ARGS.
 PYTHON ?= python3
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
 WORKERS ?= 2
@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 TORCH := $(if $(CPU),--no-deps --index-url https://download.pytorch.org/whl/cpu) $(shell grep '^torch==' constraints.txt)
 SOURCES := constraints.txt settings.ini setup.py pyproject.toml
 
-.PHONY: run test docs lab notebooks readme lint lock clean
+.PHONY: run test docs publish lab notebooks readme lint lock clean
 
 run: $(VENV)/.installed
 	"$(VENV)/bin/rag-finetune" run $(ARGS)
@@ -24,6 +24,13 @@ test: $(VENV)/.installed-dev
 # the site into _docs/, from the notebooks with the outputs that they carry; a warning is an error
 docs: $(VENV)/.installed-docs
 	"$(PY)" docs/build.py
+
+# the site as the only commit of the branch gh-pages at origin
+publish: docs
+	mkdir -p build && rm -f build/site.index
+	GIT_INDEX_FILE="$(CURDIR)/build/site.index" git --work-tree=_docs add --all --force .
+	git push --force origin "$$(git -c user.name=docs -c user.email=docs@localhost commit-tree -m "The site of $$(git rev-parse HEAD)" \
+	    "$$(GIT_INDEX_FILE="$(CURDIR)/build/site.index" git write-tree)"):refs/heads/gh-pages"
 
 lab: $(VENV)/.installed-dev
 	"$(PY)" -m jupyterlab nbs
