@@ -25,7 +25,7 @@ TIME = re.compile(r"\s*(Runs in about [^.\n]+)\.")
 DIRECTIVE = re.compile(r"^#\|\s*([\w-]+)(?:[: ]\s*(.*))?$")
 DIRECTIVES = {"alt", "code-fold", "default_exp", "echo", "eval", "export", "exporti", "exports", "hide", "include", "output"}
 TAGS = {("echo", "false"): "remove-input", ("output", "false"): "remove-output", ("code-fold", "true"): "hide-input"}
-SHOWN = "bm25", "tfidf-lr", "frozen-lr", "base", "base+bm25", "adapter", "adapter+bm25", "tuned", "tuned+bm25"
+SHOWN = "bm25", "tfidf-lr", "frozen-lr", "base", "base+bm25", "adapter", "tuned"  # and what the verdict is about
 
 def settings() -> dict[str, str]:
     config = ConfigParser(delimiters=["="], interpolation=None)
@@ -136,7 +136,8 @@ def ladder() -> str:
     "The plot of the result on the bundled data, and its verdict in words."
     from rag_finetune.report import ladder_plot
     saved = json.loads((ROOT / "assets" / "transactions.json").read_text(encoding="utf-8"))
-    verdict, systems = saved["verdict"], {s: saved["systems"][s] for s in SHOWN}
+    verdict = saved["verdict"]
+    systems = {s: saved["systems"][s] for s in saved["systems"] if s in {*SHOWN, verdict["best_cheap"], verdict["chosen"]}}
     plot = ladder_plot(systems, verdict["chosen"], verdict["best_cheap"])
     return f'<figure class="ladder">{plot}<figcaption>{escape(verdict["sentence"])}.</figcaption></figure>'
 

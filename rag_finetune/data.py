@@ -327,7 +327,7 @@ def _load_folder(
     if paths: return read_categories_csv(paths)
     found = _short(", ".join(sorted(p.name for p in folder.iterdir())) or "nothing")
     raise DataError(f"{folder}: found {found}; wanted corpus.jsonl, queries.jsonl and qrels/, "
-                    "or train.csv and test.csv with columns text, category")
+                    "or train.csv and test.csv with columns text, category; of one CSV file give the path")
 
 def _load_csv(
     path:Path  # a CSV file with columns text, category or Question, Answer

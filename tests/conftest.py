@@ -23,7 +23,7 @@ def public_data() -> Path:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    "What is required fails instead of skipping: with RAG_FINETUNE_REQUIRE_DATA the public data, with RAG_FINETUNE_REQUIRE_BROWSER a browser."
+    "What is required fails instead of skipping: the public data with RAG_FINETUNE_REQUIRE_DATA, a browser with ..._REQUIRE_BROWSER."
     report = yield
     for required, said in (("RAG_FINETUNE_REQUIRE_DATA", DATA), ("RAG_FINETUNE_REQUIRE_BROWSER", "no browser:")):
         if os.environ.get(required) and report.skipped and said in str(report.longrepr): report.outcome = "failed"

@@ -188,7 +188,7 @@ def test_a_path_that_is_not_there(tmp_path):
 def test_a_folder_that_is_no_dataset(tmp_path):
     put(tmp_path / "notes.txt", "hello")
     assert message(load, tmp_path) == (f"{tmp_path}: found notes.txt; wanted corpus.jsonl, queries.jsonl and qrels/, "
-                                       "or train.csv and test.csv with columns text, category")
+                                       "or train.csv and test.csv with columns text, category; of one CSV file give the path")
     put(tmp_path / "b/qrels/validation.tsv", "query-id\tcorpus-id\tscore\n")
     assert message(load, beir(tmp_path / "b", train=None, test=None)) == \
         f"{tmp_path}/b/qrels: found validation.tsv; wanted one or more of train.tsv, dev.tsv, test.tsv"
