@@ -42,6 +42,7 @@ notebooks: $(VENV)/.installed-dev
 	"$(VENV)/bin/nbdev-clean"
 
 readme: $(VENV)/.installed-dev
+	"$(PY)" docs/build.py --ladder
 	"$(PY)" tests/notebooks.py readme
 
 lint: $(VENV)/.installed-dev

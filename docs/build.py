@@ -1,6 +1,7 @@
 """The docs site: notebooks, changelog and data cards made into Sphinx's sources in a temporary folder, then built, warnings as errors.
 
     python docs/build.py [FOLDER]   # default: _docs; nothing is executed and nothing is fetched
+    python docs/build.py --ladder   # only assets/ladder.svg, the plot in README.md
 """
 import ast
 import json
@@ -132,14 +133,21 @@ def _head(nb: NotebookNode, path: Path) -> None:
 
 # the other pages
 
-def ladder() -> str:
-    "The plot of the result on the bundled data, and its verdict in words."
+def ladder() -> tuple[str, str]:
+    "The plot of the result on the bundled data as SVG, and its verdict in words."
     from rag_finetune.report import ladder_plot
     saved = json.loads((ROOT / "assets" / "transactions.json").read_text(encoding="utf-8"))
     verdict = saved["verdict"]
     systems = {s: saved["systems"][s] for s in saved["systems"] if s in {*SHOWN, verdict["best_cheap"], verdict["chosen"]}}
-    plot = ladder_plot(systems, verdict["chosen"], verdict["best_cheap"])
-    return f'<figure class="ladder">{plot}<figcaption>{escape(verdict["sentence"])}.</figcaption></figure>'
+    return ladder_plot(systems, verdict["chosen"], verdict["best_cheap"]), verdict["sentence"]
+
+def ladder_figure() -> str:
+    plot, sentence = ladder()
+    return f'<figure class="ladder">{plot}<figcaption>{escape(sentence)}.</figcaption></figure>'
+
+def ladder_file() -> str:
+    "The plot as a file of its own, on white."
+    return str(ladder()[0]).replace("<svg ", '<svg style="background: #fff" ', 1) + "\n"
 
 def help_of(command: str) -> str:
     "What the terminal says about a command."
@@ -204,7 +212,7 @@ def prepare(folder: Path) -> None:
     (folder / "api").mkdir()
     (folder / "api" / "index.md").write_text(api_index(), encoding="utf-8")
     for path in lessons(): (folder / "api" / f"{path.stem[3:]}.md").write_text(api(path), encoding="utf-8")
-    filled = {"ladder": ladder(), "pipeline": framed(None), "lessons": lesson_table(), "run": help_of("run"), "compare": help_of("compare"),
+    filled = {"ladder": ladder_figure(), "pipeline": framed(None), "lessons": lesson_table(), "run": help_of("run"), "compare": help_of("compare"),
               "description": settings()["description"], "repository": repository()}
     for path in DOCS.glob("*.md"):
         text = re.sub(r"<!-- (\w+) -->", lambda m: filled[m[1]], path.read_text(encoding="utf-8"))
@@ -229,6 +237,9 @@ def build(out: Path) -> int:
     return code
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--ladder"]:
+        (ROOT / "assets" / "ladder.svg").write_text(ladder_file(), encoding="utf-8")
+        sys.exit()
     out = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "_docs").resolve()
     code = build(out)
     print(f"the site: {out / 'index.html'}" if code == 0 else "not built: each warning above is an error")

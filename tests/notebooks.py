@@ -112,6 +112,8 @@ def readme() -> str:
         exec_nb(ROOT / "nbs" / "index.ipynb", processed, FilterDefaults)
         nb = nbformat.read(processed, as_version=4)
     nb.metadata["language_info"] = {"name": "python"}  # nbdev-clean removes it; the fences of the code are named after it
+    for cell in code_cells(nb):
+        if cell.source.startswith("#| echo: false"): cell.metadata["transient"] = {"remove_source": True}  # nbconvert's name for it
     return as_readme(MarkdownExporter().from_notebook_node(nb)[0])
 
 def repository() -> tuple[str, str]:

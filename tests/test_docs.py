@@ -193,6 +193,14 @@ def test_the_committed_pictures_are_those_that_the_site_draws():
     committed = {path.name: path.read_text(encoding="utf-8") for path in pipeline.FOLDER.glob("*.svg")}
     assert committed == drawn, "run `python docs/pipeline.py`"
 
+def test_the_readmes_plot_is_that_of_the_saved_result():
+    sys.path.insert(0, str(ROOT / "docs"))
+    import build
+    sys.path.remove(str(ROOT / "docs"))
+    def texts(svg): return re.findall(r"<text[^>]*>([^<]*)|aria-label=\"([^\"]*)", svg)
+    committed = (ROOT / "assets" / "ladder.svg").read_text(encoding="utf-8")
+    assert texts(committed) == texts(build.ladder_file()) and len(texts(committed)) > 9, "run `make readme`"
+
 # the checks themselves
 
 @pytest.mark.parametrize(("body", "says"), [
