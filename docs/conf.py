@@ -32,6 +32,7 @@ smartquotes_action = "D"  # dashes; a quote in a docstring is code more often th
 
 html_theme = "furo"
 html_title = project
+html_favicon = str(ROOT / "docs" / "static" / "favicon.svg")
 # MathJax, 2 MB in one file that asks for no other; the rest of the package is not needed
 _mathjax = Path(next(iter(find_spec("sphinx-mathjax-offline").submodule_search_locations))) / "static" / "mathjax" / "tex-svg-full.js"
 html_static_path = [str(ROOT / "docs" / "static"), str(_mathjax)]

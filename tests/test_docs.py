@@ -81,7 +81,8 @@ def visit(page, address, home):
     def console(message): wrong.extend([f"console: {message.text}"] if message.type == "error" else [])
     def error(exception): wrong.append(f"script: {exception}")
     def request(asked): wrong.extend([] if asked.url.startswith((home, "data:", "blob:")) else [f"asks outside: {asked.url}"])
-    def failed(asked): wrong.append(f"did not load: {asked.url}")
+    def failed(asked):  # aborted: the next page was opened while the icon was on its way
+        if asked.failure != "net::ERR_ABORTED": wrong.append(f"did not load: {asked.url}")
     heard = {"console": console, "pageerror": error, "request": request, "requestfailed": failed}
     for name, listener in heard.items(): page.on(name, listener)
     page.goto(address)
