@@ -147,7 +147,8 @@ def test_ctrl_c_says_what_is_kept(step, said, data, tmp_path):
     command = [sys.executable, "-c", "from rag_finetune.cli import app; app()", "run", "--data", str(data),
                "--model", str(tiny_model(tmp_path / "tiny")), "--out", str(tmp_path / "out")]
     environment = dict(os.environ, PYTHONUNBUFFERED="1")
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    def heard(): signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are started deaf to it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=heard)
     for line in process.stderr:
         if line.startswith(step): break
     process.send_signal(signal.SIGINT)
