@@ -308,6 +308,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'rag_finetune.verdict._difference': ('verdict.html#_difference', 'rag_finetune/verdict.py'),
                                       'rag_finetune.verdict._exact_p': ('verdict.html#_exact_p', 'rag_finetune/verdict.py'),
                                       'rag_finetune.verdict._limits': ('verdict.html#_limits', 'rag_finetune/verdict.py'),
+                                      'rag_finetune.verdict._of': ('verdict.html#_of', 'rag_finetune/verdict.py'),
                                       'rag_finetune.verdict._p': ('verdict.html#_p', 'rag_finetune/verdict.py'),
                                       'rag_finetune.verdict._plain': ('verdict.html#_plain', 'rag_finetune/verdict.py'),
                                       'rag_finetune.verdict._randomisation_p': ('verdict.html#_randomisation_p', 'rag_finetune/verdict.py'),

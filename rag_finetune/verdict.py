@@ -231,6 +231,8 @@ def queries_needed(
     unit = 10 ** max(0, int(log10(needed)) - 1)
     return ceil(needed / unit) * unit
 
+def _of(n:int, one:str, several:str) -> str: return f"{n} {one if n == 1 else several}"
+
 def _p(p:float) -> str: return ("p = " + (f"{p:.4f}" if p < .001 else f"{p:.3f}").replace("0.", ".", 1)) if p < .9995 else "p = 1"
 
 def sentence(
@@ -241,8 +243,9 @@ def sentence(
     "The verdict in words, with the numbers it rests on."
     c = comparison
     if not c.n: return f"cannot tell {c.a} from {c.b}: no query has a relevant document, so nothing was measured"
-    figures = (f"{c.metric} {_signed(c.difference)} [{_signed(c.low)}, {_signed(c.high)}] over {c.n} {'query' if c.n == 1 else 'queries'} "
-               f"({_p(c.p_holm)}, {c.wins} wins, {c.ties} ties, {c.losses} losses)").strip()
+    figures = (f"{c.metric} {_signed(c.difference)} [{_signed(c.low)}, {_signed(c.high)}] "
+               f"over {_of(c.n, 'query', 'queries')} ({_p(c.p_holm)}, {_of(c.wins, 'win', 'wins')}, {_of(c.ties, 'tie', 'ties')}, "
+               f"{_of(c.losses, 'loss', 'losses')})")
     if decision in ("better", "worse"): return f"{c.a} is {decision} than {c.b}: {figures}"
     if decision == "no_difference": return f"no difference worth the cost between {c.a} and {c.b}: {figures}, all within ±{_plain(worth)}"
     target = max(abs(c.difference), worth)

@@ -226,6 +226,7 @@ def test_sentences():
         "; about 1,500 queries would be needed to show a difference of this size")    # 800 x (.02 / .015)^2 = 1,422
     assert sentence(made(difference=.0, low=-.02, high=.02, p_holm=1.), "not_enough").endswith(
         "(p = 1, 212 wins, 448 ties, 140 losses); about 3,200 queries would be needed to show a difference of .010")
+    assert "over 1 query (p = .0004, 1 win, 0 ties, 1 loss)" in sentence(made(n=1, wins=1, ties=0, losses=1), "better")
     assert "needed" not in sentence(made(difference=0., low=-.02, high=.02), "not_enough", worth=0.)
 
 def test_the_number_of_queries_needed_is_enough():
