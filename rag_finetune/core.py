@@ -39,7 +39,8 @@ class Dataset:
     queries:Queries  # query id -> text
     qrels:Qrels      # query id -> {document id: grade}
     name:str = ""    # shown in reports
-    meta:dict[str, dict[str, str]] = field(default_factory=dict)  # query or document id -> {column: value}
+    meta:dict[str, dict[str, str]] = field(default_factory=dict)           # query id -> {column: value}
+    document_meta:dict[str, dict[str, str]] = field(default_factory=dict)  # document id -> {column: value}
 
     def __post_init__(self):
         for kind, texts in (("document", self.corpus), ("query", self.queries)):
@@ -55,7 +56,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:  # 16 hexadecimal digits
-        "Changes when any id, text or grade changes; the name, `meta` and the order of entries do not count."
+        "Changes when any id, text or grade changes; the name, metadata and the order of entries do not count."
         judged = sorted((q, sorted(grades.items())) for q, grades in self.qrels.items())
         parts = [sorted(self.corpus.items()), sorted(self.queries.items()), judged]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from rag_finetune.core import DataError, Dataset, text_key
 from rag_finetune.data import (
     BLANK, NEAR, TAB, atomic, bundled, carve_dev, check_splits, drop_twins, load, near_twins, read_beir, read_categories_csv,
-    read_qa_csv, read_qrels, read_run, sample, split, write_beir, write_qrels, write_run,
+    read_qa_csv, read_qrels, read_run, sample, shared_values, split, values_of, write_beir, write_qrels, write_run,
 )
 
 slow_disk = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -95,15 +96,16 @@ grades = st.integers(-999_999_999, 999_999_999)
 
 @st.composite
 def beir_splits(draw):
-    names = ids.filter(lambda i: i.strip() and not TAB.search(i))
+    names = ids.filter(lambda i: i.strip() and not TAB.search(i)) | st.sampled_from("12")  # one id for a query and a document, too
     corpus = draw(st.dictionaries(names, texts, min_size=1, max_size=5))
     queries = draw(st.dictionaries(names, texts, min_size=2, max_size=6))
     judged = {q: draw(st.dictionaries(st.sampled_from(sorted(corpus)), grades, min_size=1)) for q in queries}
-    about = draw(st.dictionaries(st.sampled_from(sorted(queries)), st.dictionaries(texts, texts, min_size=1, max_size=2)))
+    def columns(of): return st.dictionaries(st.sampled_from(sorted(of)), st.dictionaries(texts, texts, min_size=1, max_size=2))
+    meta, about = draw(columns(queries)), draw(columns(corpus))
     cut = draw(st.integers(1, len(queries) - 1))
     parts = {"train": list(queries)[:cut], "test": list(queries)[cut:]}
     return {s: Dataset(corpus, {q: queries[q] for q in p}, {q: judged[q] for q in p}, "copy",
-                       {i: m for i, m in about.items() if i in p or i in corpus}) for s, p in parts.items()}
+                       {q: m for q, m in meta.items() if q in p}, about) for s, p in parts.items()}
 
 @slow_disk
 @given(beir_splits())
@@ -146,13 +148,71 @@ def test_metadata_comes_back_as_texts_and_a_number_as_id_too(tmp_path):
     splits = read_beir(beir(tmp_path, queries='{"_id": 1, "text": "x", "metadata": {"amount": 3.5, "memo": null}}\n',
                             corpus='{"_id": "d1", "text": "x", "metadata": {"department": "Sales"}}\n',
                             train="query-id\tcorpus-id\tscore\n1\td1\t1\n", test=None))
-    assert splits["train"].meta == {"1": {"amount": "3.5"}, "d1": {"department": "Sales"}}
+    assert splits["train"].meta == {"1": {"amount": "3.5"}} and splits["train"].document_meta == {"d1": {"department": "Sales"}}
+
+def test_a_query_and_a_document_with_one_id_keep_their_own_metadata(tmp_path):
+    def lines(n, **about): return "".join(json.dumps({"_id": str(i), "text": f"text {i}", "metadata": {c: f"{v}{i}" for c, v in
+                                                      about.items()}}) + "\n" for i in range(n))
+    def judged(ids): return "".join(f"{i}\t{7 - i}\t1\n" for i in ids)
+    beir(tmp_path, corpus=lines(8, source="f"), queries=lines(8, customer="c"), train=judged(range(4)), test=judged(range(4, 8)))
+    splits = read_beir(tmp_path)
+    train = splits["train"]
+    assert train.meta["0"] == {"customer": "c0"} and train.document_meta["0"] == {"source": "f0"}
+    assert values_of(train, "0", "source") == {"f7"} and values_of(train, "0", "customer") == {"c0"}
+    assert shared_values(splits, "source", "shared sources") == []
+    write_beir(splits, tmp_path / "copy")
+    for name in ("corpus.jsonl", "queries.jsonl"): assert (tmp_path / "copy" / name).read_text() == (tmp_path / name).read_text()
+
+def test_columns_beside_the_text_are_metadata_and_what_is_no_value_is_counted(tmp_path, caplog):
+    beir(tmp_path, corpus='{"_id": "d1", "text": "one", "url": "http://x", "tags": ["a"], "metadata": {"city": "Oslo"}}\n'
+                          '{"_id": "d2", "text": "two", "source": "s", "n": 7, "none": null, "box": {"a": 1}}\n',
+         queries='{"_id": "q1", "text": "eins?", "customer": "acme"}\n{"_id": "q2", "text": "zwei?"}\n')
+    splits = read_beir(tmp_path)
+    assert splits["train"].meta == {"q1": {"customer": "acme"}} and splits["test"].meta == {}
+    assert splits["train"].document_meta == {"d1": {"url": "http://x", "city": "Oslo"}, "d2": {"source": "s", "n": "7"}}
+    said = "2 lines have a list or an object beside the text, such as \"tags\"; only what \"metadata\" has of these is kept"
+    assert [r.getMessage() for r in caplog.records] == [f"{tmp_path}/corpus.jsonl: {said}"]
+
+@pytest.mark.parametrize("title", ["Fees", "Fees  and more", " Fees"])
+def test_a_title_is_part_of_the_text_and_a_title_again_when_it_is_written(tmp_path, title):
+    corpus = [{"_id": "d1", "title": title, "text": "1 EUR", "metadata": {"city": "Oslo"}}, {"_id": "d2", "title": title, "text": ""},
+              {"_id": "d3", "text": f"{title} here"}]
+    beir(tmp_path, corpus="".join(json.dumps(line) + "\n" for line in corpus), test=None)
+    splits = read_beir(tmp_path)
+    assert list(splits["train"].corpus.values()) == [f"{title} 1 EUR".strip(), title.strip(), f"{title} here"]
+    write_beir(splits, tmp_path / "copy")
+    assert read_beir(tmp_path / "copy")["train"] == replace(splits["train"], name="copy")
+    if title.strip() == title: assert (tmp_path / "copy/corpus.jsonl").read_text() == (tmp_path / "corpus.jsonl").read_text()
+
+def test_a_query_whose_id_begins_like_the_header_is_no_header(tmp_path):
+    beir(tmp_path, queries='{"_id": "query-id-1", "text": "x"}\n{"_id": "q2", "text": "y"}\n', train="query-id-1\td1\t1\n")
+    assert read_beir(tmp_path)["train"].qrels == {"query-id-1": {"d1": 1}}
+
+def test_validation_is_dev_and_two_files_for_one_split_are_an_error(tmp_path, caplog):
+    beir(tmp_path, test=None)
+    put(tmp_path / "qrels/validation.tsv", "q2\td2\t1\n")
+    assert list(read_beir(tmp_path)) == ["train", "dev"]
+    put(tmp_path / "qrels/hard.tsv", "q2\td2\t1\n")
+    assert list(read_beir(tmp_path)) == ["train", "dev"]
+    assert f"{tmp_path}/qrels: hard.tsv left out; the splits are called train, dev (or validation), test" in caplog.text
+    put(tmp_path / "qrels/dev.tsv", "q2\td2\t1\n")
+    assert message(read_beir, tmp_path) == f"{tmp_path}/qrels: dev.tsv and validation.tsv are both dev; keep one of the two"
 
 def test_columns_are_found_by_name_whatever_their_order_and_case(tmp_path):
     rows = "id,answer,QUESTION \n7,A virus.,What is flu?\n7,An infection.,what is  FLU?\n8,a VIRUS.,Cold?\n"
     faq = load(put(tmp_path / "my faq.csv", rows))["all"]
     assert faq.qrels == {"my_faq-0": {"my_faq-answer-0": 1, "my_faq-answer-1": 1}, "my_faq-2": {"my_faq-answer-0": 1}}
     assert faq.queries == {"my_faq-0": "What is flu?", "my_faq-2": "Cold?"} and len(faq.corpus) == 2
+
+def test_what_other_columns_say_comes_back_as_metadata(tmp_path, caplog):
+    rows = "text,Category,Merchant,day,\nx,a,ACME,2024-01-02,\ny,b, ,2024-01-03,\n"
+    (split_,) = load(put(tmp_path / "a.csv", rows)).values()
+    assert split_.meta == {"a-0": {"Merchant": "ACME", "day": "2024-01-02"}, "a-1": {"day": "2024-01-03"}}
+    faq = load(put(tmp_path / "faq.csv", "Question,Answer,Focus\nq,a,flu\nQ,b,cold\nr,a,\n"))["all"]
+    assert faq.meta == {"faq-0": {"Focus": "flu"}}
+    assert f"{tmp_path}/faq.csv: 1 row repeats a query with other metadata; the first row's is kept" in caplog.text
+    write_beir({"train": faq}, tmp_path / "beir")
+    assert read_beir(tmp_path / "beir")["train"].meta == faq.meta
 
 def test_categories_with_spaces_make_ids_that_trec_files_can_hold(tmp_path):
     rows = load(put(tmp_path / "a.csv", "text,category\nx,Travel & Meals\ny,travel_&_meals\nx,Gifts\n"))["all"]
@@ -179,8 +239,9 @@ def test_transactions_are_bundled():
 # --- bad input: file, line, what came, what to do
 
 def test_a_path_that_is_not_there(tmp_path):
-    assert message(load, tmp_path / "nope") == (f"{tmp_path}/nope: no such file or folder; give the path of a CSV file or a folder, "
-                                                f"or the name of a bundled dataset: {', '.join(sorted(bundled()))}")
+    assert message(load, tmp_path / "nope") == (
+        f"{tmp_path}/nope: no such file or folder; give the path of a file or a folder, hf://datasets/OWNER/NAME, "
+        f"or the name of a bundled dataset: {', '.join(sorted(bundled()))}")
     cannot = "cannot be read (No such file or directory); give a file that is there and that you may read"
     assert message(read_run, tmp_path / "run") == f"{tmp_path}/run: {cannot}"
     assert message(load, beir(tmp_path / "b", queries=None)) == f"{tmp_path}/b/queries.jsonl: {cannot}"
@@ -188,10 +249,10 @@ def test_a_path_that_is_not_there(tmp_path):
 def test_a_folder_that_is_no_dataset(tmp_path):
     put(tmp_path / "notes.txt", "hello")
     assert message(load, tmp_path) == (f"{tmp_path}: found notes.txt; wanted corpus.jsonl, queries.jsonl and qrels/, "
-                                       "or train.csv and test.csv with columns text, category; of one CSV file give the path")
-    put(tmp_path / "b/qrels/validation.tsv", "query-id\tcorpus-id\tscore\n")
+                                       "or train and test as .csv, .jsonl, .json or .parquet; of one file give the path")
+    put(tmp_path / "b/qrels/hard.tsv", "query-id\tcorpus-id\tscore\n")
     assert message(load, beir(tmp_path / "b", train=None, test=None)) == \
-        f"{tmp_path}/b/qrels: found validation.tsv; wanted one or more of train.tsv, dev.tsv, test.tsv"
+        f"{tmp_path}/b/qrels: found hard.tsv; wanted one or more of train.tsv, dev.tsv, test.tsv"
 
 @pytest.mark.parametrize("content", ["", "\n \n", b"\xef\xbb\xbf"])
 def test_an_empty_file(tmp_path, content):
@@ -241,6 +302,8 @@ def test_a_csv_row_that_does_not_fit_is_named_by_the_line_where_it_begins(tmp_pa
     ('{"_id": "d2", "text": " "}', '"text" is empty; give it a text or leave the row out'),
     ('{"_id": "d2", "title": 7, "text": "x"}', '"title" and "text" are [7, "x"]; both must be texts in double quotes'),
     ('{"_id": "d2", "text": "\\ud83d"}', '"text" has half of a surrogate pair; write the whole character'),
+    ('{"_id": "d2", "text": "x", "metadata": {"city": "\\ud83d"}}',
+     'half of a surrogate pair in {"city": "�"}; write the whole character'),
     ('{"_id": "d2", "text": "x", "metadata": 3}', '"metadata" is 3; it must be an object such as {"city": "Oslo"}'),
 ])
 def test_a_json_line_that_cannot_be_used(tmp_path, line, problem):
@@ -368,11 +431,11 @@ def test_equal_texts_never_stand_on_two_sides_and_no_query_is_lost(texts, seed):
 
 def test_split_shares_seeds_and_meta():
     whole = dataset({f"q{n}": f"text {n}" for n in range(1000)})
-    whole.meta.update({"q1": {"city": "Oslo"}, "d": {"kind": "document"}})
+    whole.meta["q1"], whole.document_meta["d"] = {"city": "Oslo"}, {"kind": "document"}
     parts = split(whole)
     assert [len(d.queries) for d in parts.values()] == [700, 100, 200]
     assert split(whole, seed=1)["test"].fingerprint != parts["test"].fingerprint
-    assert sum("q1" in d.meta for d in parts.values()) == 1 and all("d" in d.meta for d in parts.values())
+    assert sum("q1" in d.meta for d in parts.values()) == 1 and all(d.document_meta == whole.document_meta for d in parts.values())
     assert [len(d.queries) for d in split(sample(whole, 3, 0)).values()] == [1, 1, 1]
     assert message(split, sample(whole, 2, 0)) == "set: 2 different questions for 3 splits; bring at least one for each"
     assert message(split, whole, {"train": .7, "test": .7}) == \
@@ -408,6 +471,7 @@ def test_an_id_on_two_sides_or_another_corpus_is_an_error():
     assert message(check_splits, {"train": a, "test": other}) == \
         "set: train and test have different corpora (document 'd'); give all splits the same one"
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from("abcdefghijklmn"), min_size=1, max_size=12).map(" ".join), min_size=2, max_size=12), st.data())
 def test_near_twins_are_those_that_all_pairs_find(texts, data):
     cut = data.draw(st.integers(1, len(texts) - 1))
