@@ -20,8 +20,8 @@ def catalogue(): return read_catalogue(FOLDER)
 
 def test_a_transaction_says_whatever_is_there_in_one_line():
     assert Transaction("SQ *INKWELL").text == "SQ *INKWELL"
-    everything = Transaction("A", "B", "C", "D", "E", "F", "G", "H").text
-    assert everything == "A | B | Department: C | D | E | Programme: F | Trip: G | Memo: H"
+    everything = Transaction("A", "B", "C", "D", "EUR 5.00", "F", "G", "H").text
+    assert everything == "A | B | Department: C | D | EUR 5.00 | Programme: F | Trip: G | Memo: H"
 
 @given(st.integers(0, 2**32), st.sampled_from(["Crate & Convoy", "Notariat Amsel", "Kurbside", "Expreso Andorinha", "Posto Ipe Amarelo"]))
 def test_a_descriptor_fits_its_field_and_shows_its_merchant(seed, name):
