@@ -213,9 +213,9 @@ def prepare(folder: Path) -> None:
     (folder / "api" / "index.md").write_text(api_index(), encoding="utf-8")
     for path in lessons(): (folder / "api" / f"{path.stem[3:]}.md").write_text(api(path), encoding="utf-8")
     filled = {"ladder": ladder_figure(), "pipeline": framed(None), "lessons": lesson_table(),
-              "run": help_of("run"), "compare": help_of("compare"), "description": settings()["description"], "repository": repository()}
+              "description": settings()["description"], "repository": repository()}
     for path in DOCS.glob("*.md"):
-        text = re.sub(r"<!-- (\w+) -->", lambda m: filled[m[1]], path.read_text(encoding="utf-8"))
+        text = re.sub(r"<!-- (\w+) -->", lambda m: filled.get(m[1]) or help_of(m[1]), path.read_text(encoding="utf-8"))
         (folder / path.name).write_text(text, encoding="utf-8")
     for path in [*cards(), ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]:
         copy = folder / path.relative_to(ROOT)

@@ -61,10 +61,10 @@ def definition(obj) -> ast.FunctionDef | None:
     return node if isinstance(node, ast.FunctionDef) else None
 
 def annotated(node: ast.expr | None) -> tuple[ast.expr | None, str]:
-    "The type and the help text in `Annotated[type, typer.Option(help=...)]`; the type alone elsewhere."
+    "The type and the expression of the help in `Annotated[type, typer.Option(help=...)]`; the type alone elsewhere."
     if not (isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Annotated"): return node, ""
     kind, *rest = node.slice.elts
-    return kind, next((k.value.value for call in rest for k in call.keywords if k.arg == "help"), "")
+    return kind, next((ast.unparse(k.value) for call in rest for k in call.keywords if k.arg == "help"), "")
 
 def fields(obj: type) -> str:
     "What a class is made with, as its source has it; nothing for one that is not made by its fields."
@@ -85,7 +85,8 @@ def signature(app, what, name, obj, options, args, returns):
 def told(obj) -> dict[str, str]:
     "What the comments beside the arguments say, and the one beside the result; for a command, what its help says."
     found = {k: " ".join(v.split()) for k, v in docments(obj, full=False).items() if v}
-    for arg in (node.args.args if (node := definition(obj)) else []): found.setdefault(arg.arg, annotated(arg.annotation)[1])
+    for arg in (node.args.args if (node := definition(obj)) else []):
+        if said := annotated(arg.annotation)[1]: found.setdefault(arg.arg, eval(said, obj.__globals__))
     return {k: v for k, v in found.items() if v}
 
 def docstring(app, what, name, obj, options, lines):
@@ -103,7 +104,7 @@ def docstring(app, what, name, obj, options, lines):
 
 def skip(app, what, name, obj, skipped, options):
     "Leave out constants, which the page lists itself, and fields, which stand among a class's parameters."
-    return None if isinstance(obj, type | FunctionType | property) else True
+    return None if isinstance(inspect.unwrap(obj), type | FunctionType | property) else True
 
 def pictures_have_words(app, doctree, name):
     "A picture that only those see who see is an error."

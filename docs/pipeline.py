@@ -20,7 +20,8 @@ class Box(NamedTuple):
 RUN, COMPARE = ("run", "commands.html#run"), ("compare", "commands.html#compare")
 BOXES = [
     Box("01_data", 0, 1, "Data", "read, check, split", RUN),
-    Box("02_synthetic", 0, 2, "Synthetic", "made on purpose", ("card", "data/transactions/README.html")),
+    Box("02_synthetic", 0, 2, "Synthetic", "made on purpose", ("synthesize", "commands.html#synthesize")),
+    Box("03_review", 0, 0, "Review", "label by label", ("review", "commands.html#review")),
     Box("04_metrics", 2, 1, "Metrics", "a value per query", COMPARE),
     Box("05_models", 1, 2, "Models", "open, encode", RUN),
     Box("06_retrieval", 1, 1, "Retrieval", "words and vectors", RUN),
@@ -90,7 +91,8 @@ def _flows(high: int) -> list[str]:
     return [
         *(f"M{left(c) + WIDE} {across}H{left(c + 1) - 5}" for c in range(4)),
         f"M{middle(0)} {top(2)}V{top(1) + high + 5}",                                                   # synthetic: to data
-        f"M{middle(0)} {top(1)}V{top(0) + high // 2}H{left(1) - 5}",                                    # data: to the ladder
+        f"M{middle(0)} {top(0) + high}V{top(1) - 5}",                                                   # what was reviewed: to data
+        f"M{left(1) - GAP // 2} {across}V{top(0) + high // 2}H{left(1) - 5}",                           # data: to the ladder
         f"M{left(1) + WIDE} {top(0) + high // 2}H{middle(2)}V{top(1) - 5}",                             # the rungs' runs: to metrics
         f"M{middle(1)} {top(2)}V{top(1) + high + 5}",                                                   # a model: to retrieval
         f"M{left(2) - GAP // 2} {across}V{under}H{middle(3)}V{top(2) - 5}",                             # runs: to negatives

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['log', 'STRENGTHS', 'ADAPTERS', 'SAYS', 'BLENDS', 'CHEAP_BLENDS', 'TUNED_BLENDS', 'CLASSIFIERS', 'FEW', 'MANY',
-           'METRICS', 'DECIDES', 'Prepared', 'prepare', 'Remembering', 'Rung', 'blend', 'why_no_classifier',
-           'cheap_rungs', 'tuned_rungs', 'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'train_best',
-           'slices', 'comparisons', 'changed_queries', 'separation', 'query_map', 'model_card', 'Clock', 'environment',
-           'processor', 'new_folder', 'measured', 'save_model', 'write_outcome', 'refit', 'on_test', 'run']
+           'METRICS', 'DECIDES', 'Prepared', 'prepare', 'warned', 'refuse', 'unused', 'token_counts', 'too_long',
+           'uses_file', 'record_use', 'Remembering', 'Rung', 'blend', 'why_no_classifier', 'cheap_rungs', 'tuned_rungs',
+           'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'train_best', 'slices', 'comparisons',
+           'changed_queries', 'separation', 'query_map', 'model_card', 'Clock', 'environment', 'processor',
+           'new_folder', 'measured', 'save_model', 'write_outcome', 'refit', 'on_test', 'run']
 
 # %% ../nbs/90_pipeline.ipynb #ff5082f4
-import json, logging, os, platform, shutil, time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json, logging, os, platform, re, shutil, time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +25,13 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
+from transformers import PreTrainedTokenizerBase
 
-from .core import DataError, Dataset, Qrels, Run, Splits, ranking
-from .data import BLANK, atomic, carve_dev, check_splits, drop_twins, load, near_twins, sample, split, write_qrels, write_run
+from .core import DataError, Dataset, Qrels, Run, Splits, ranking, text_key
+from rag_finetune.data import (
+    BLANK, Finding, Negatives, atomic, carve_dev, check, check_splits, cut_texts, deal, drop_twins, not_checked, of_format, read_any,
+    sample, saturated, write_qrels, write_run,
+)
 from .embedding import Curve, few_documents, fine_tune
 from .ladder import adapter, frozen_lr, neighbours, seen_share, tfidf_lr
 from .metrics import evaluate, ndcg, reciprocal_rank
@@ -33,6 +39,7 @@ from .models import best_dtype, encode_documents, encode_queries, fingerprint, o
 from .negatives import fill, mine
 from .report import write_report
 from .retrieval import bm25, dense, fuse, fuse_weighted
+from .synthetic import caveat
 from .verdict import Comparison, compare_all, decide, sentence, table
 
 log = logging.getLogger("rag_finetune")
@@ -43,37 +50,128 @@ class Prepared(NamedTuple):
     splits:Splits        # "train", "dev", "test"
     carved:bool          # dev was carved out of train, so rungs are refitted on both once dev has chosen
     warnings:list[str]   # one line each
+    found:list[Finding]  # what `data.check` has to say of the splits as they came
 
 # %% ../nbs/90_pipeline.ipynb #65465405
 def prepare(
-    source:Splits,            # as `data.load` returns them
+    source:Splits,              # as `data.load` returns them
     train_limit:int|None=None,  # the whole budget of labelled queries, dev included where dev is carved out of it
-    seed:int=0                # for every random choice
+    seed:int=0,                 # for every random choice but that of test
+    negatives:Negatives|None=None  # the source's own, which are checked
 ) -> Prepared:
     "Train, dev and test with no query on two sides; raises `DataError` where there is nothing to train or test on."
-    splits, warnings = dict(source), []
+    splits = dict(source)
     for data in splits.values():
         for id in (*data.queries, *data.corpus):
             if BLANK.search(id):
                 raise DataError(f"{data.name}: id {id!r} has white space, which a TREC file cannot hold; rename it, with _ for example")
-    if "all" in splits: splits = split(splits["all"], {"train": .8, "test": .2}, seed)
+        if half := next((name for name in (data.name, *data.queries, *data.corpus) if re.search("[\ud800-\udfff]", name)), None):
+            raise DataError(f"half of a surrogate pair in {half!r}; rename it")
+    if "all" in splits: splits = deal(splits["all"])
     missing = {"train", "test"} - splits.keys()
     if missing:
         names = " and no ".join(sorted(missing))
         raise DataError(f"{next(iter(splits.values())).name}: only {', '.join(sorted(splits))} and no {names}; bring both, "
                         "as qrels/train.tsv and qrels/test.tsv or as train.csv and test.csv, or one CSV file that will be split")
     check_splits(splits)
+    found = check(splits, negatives=negatives)
+    for name, why in not_checked(splits).items(): log.info("not checked: %s (%s)", name, why)
     splits, dropped = drop_twins(splits)
-    if dropped: warnings.append(f"{len(dropped)} queries dropped: their text stands in a later split too (first: {dropped[0]!r})")
-    near = near_twins(splits)
-    if near: warnings.append(f"{len(near)} pairs of queries in two splits are nearly equal, kept (first: {near[0][0]!r}, {near[0][1]!r})")
+    warnings = [f"{len(dropped)} queries dropped: their text stands in a later split too (first: {dropped[0]!r})"] if dropped else []
+    warnings += [warned(f) for f in found if f.name != "equal texts"]
     if train_limit: splits["train"] = sample(splits["train"], train_limit, seed)
     carved = "dev" not in splits
     if carved: splits = carve_dev(splits, .2, seed)
     for name, minimum in (("train", 1), ("dev", 1), ("test", 1)):
         if sum(bool(splits[name].positives(q)) for q in splits[name].queries) < minimum:
             raise DataError(f"{splits[name].name}: the {name} split has no query with a relevant document; bring more judged queries")
-    return Prepared(splits, carved, warnings)
+    return Prepared(splits, carved, warnings, found)
+
+def warned(
+    finding:Finding  # of `data.check`
+) -> str:
+    "A finding as one line of the log and of the report."
+    first = f" (first: {finding.examples[0]})" if finding.examples else ""
+    return f"{finding.name}: {finding.message}{first}"
+
+def refuse(
+    found:list[Finding],  # of `data.check`
+    name:str              # the dataset's
+) -> None:
+    "`DataError` where there is a finding: what `--strict` asks for."
+    if found: raise DataError(f"{name}: --strict, and {len(found)} found: {'; '.join(map(warned, found))}")
+
+def unused(
+    negatives:Negatives  # of a source
+) -> list[str]:  # a line, or none
+    "What becomes of negatives that the source brings."
+    n = sum(map(len, negatives.values()))
+    return [f"{n:,} negatives of {len(negatives):,} queries are checked and not trained on: negatives are mined"] if negatives else []
+
+# %% ../nbs/90_pipeline.ipynb #f0e4d2d4
+def token_counts(
+    model:SentenceTransformer,
+    texts:Iterable[str]  # each is counted once
+) -> dict[str, int]|None:  # text -> its tokens, [CLS] and the like included; None where the model has no limit or another kind of tokenizer
+    "What `data.cut_texts` needs."
+    tokenizer, found = model.tokenizer, list(dict.fromkeys(texts))
+    if not isinstance(model.max_seq_length, int) or not isinstance(tokenizer, PreTrainedTokenizerBase): return None
+    batches = (found[i:i + 1000] for i in range(0, len(found), 1000))  # a corpus at once would stand in memory as tokens
+    return {t: len(ids) for b in batches for t, ids in zip(b, tokenizer(b, truncation=False, verbose=False)["input_ids"])}
+
+def too_long(
+    model:SentenceTransformer,
+    splits:Splits  # any splits
+) -> list[Finding]:
+    "Texts that the model does not read to the end."
+    counts = token_counts(model, (t for d in splits.values() for texts in (d.corpus, d.queries) for t in texts.values()))
+    return [] if counts is None else cut_texts(splits, counts, model.max_seq_length or 0)
+
+# %% ../nbs/90_pipeline.ipynb #88049662
+def uses_file() -> Path:
+    "Where uses of test splits are recorded."
+    if chosen := os.environ.get("RAG_FINETUNE_USES"): return Path(chosen)
+    home = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return Path(home) / "rag_finetune" / "test-uses.jsonl"
+
+def _questions(
+    test:Dataset  # a test split
+) -> list[str]:  # eight hexadecimal digits for each question
+    "What a test is known by: its questions, whatever their ids, and whatever the corpus."
+    return sorted({blake2b(text_key(t).encode(), digest_size=4).hexdigest() for t in test.queries.values()})
+
+def _same_test(
+    line:bytes,                 # of the record
+    fingerprint:str, asked:set[str]  # of a test
+) -> bool:
+    "Whether a recorded use was of this test: the same fingerprint, or half of the smaller one's questions in common."
+    try: use = json.loads(line)
+    except ValueError: return f'"{fingerprint}"'.encode() in line  # cut by a crash
+    if not isinstance(use, dict): return False
+    before = set(use.get("questions", ()))
+    return use.get("test") == fingerprint or bool(before) and 2 * len(before & asked) >= min(len(before), len(asked))
+
+def record_use(
+    test:Dataset,   # about to be measured on
+    about:str,      # what is measured: the model and the folder of the run
+    path:Path       # one line of JSON for each use; appended to
+) -> dict[str, Any]:  # "count" of uses, this one included (None where it cannot be known), and "problem", empty if none
+    "Write down that a test split is used, and say how many times it was, or one with half of its questions."
+    asked, now = _questions(test), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    use = {"test": test.fingerprint, "dataset": test.name, "about": about, "time": now, "questions": asked}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:  # every write goes to the end, also with two runs at once
+            whole = file.tell() == 0 or (file.seek(-1, os.SEEK_END) and file.read() == b"\n")
+            file.write((b"" if whole else b"\n") + json.dumps(use).encode() + b"\n")  # a line that was cut stays one line
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            return {"count": sum(_same_test(line, test.fingerprint, set(asked)) for line in file), "problem": ""}
+    except OSError as e:
+        log.warning("%s: cannot be written (%s), so this use of the test split is not recorded; set $RAG_FINETUNE_USES to another file",
+                    path, e.strerror)
+        return {"count": None, "problem": f"its record cannot be written ({e.strerror})"}
 
 # %% ../nbs/90_pipeline.ipynb #7040e474
 class Remembering:
@@ -328,12 +426,11 @@ def query_map(
 ) -> dict[str, Any]:  # "base" and "tuned": positions; "labels": the document of each query where they are few
     "Test queries in two dimensions by t-SNE (van der Maaten and Hinton, 2008), started from principal components."
     asked = list(sample(test, min(n, len(test.queries)), seed).queries)
-    if len(asked) < 10: return {}
-    def flat(encoder):
-        vectors = encoder.encode_query([test.queries[q] for q in asked])
-        return TSNE(perplexity=min(30, len(asked) / 4), init="pca", random_state=seed).fit_transform(vectors).round(2).tolist()
+    vectors = {name: e.encode_query([test.queries[q] for q in asked]) for name, e in (("base", base), ("tuned", tuned))}
+    if min(len(np.unique(v.round(4), axis=0)) for v in vectors.values()) < 10: return {}  # t-SNE crashes where all are one point
+    def flat(v): return TSNE(perplexity=min(30, len(asked) / 4), init="pca", random_state=seed).fit_transform(v).round(2).tolist()
     labels = [next(iter(test.positives(q)), "") if few_documents(test) else "" for q in asked]
-    return {"base": flat(base), "tuned": flat(tuned), "labels": labels}
+    return {name: flat(v) for name, v in vectors.items()} | {"labels": labels}
 
 # %% ../nbs/90_pipeline.ipynb #ba6991de
 def model_card(
@@ -415,11 +512,11 @@ def measured(
     found = comparisons(test.qrels, runs, best_cheap, seed)
     against = {c.b: c for c in found if c.a == chosen and c.metric == DECIDES}
     decision = decide(against[best_cheap], worth)
+    def told(c): return "; ".join(filter(None, [sentence(c, decide(c, worth), worth), caveat(test)]))
     return {"systems": _figures(test.qrels, runs, seed),
             "slices": {part: _figures(qrels, runs, seed) for part, qrels in slices(train, test).items()},
             "comparisons": [c.as_dict() for c in found],
-            "verdict": {"decision": decision, "sentence": sentence(against[best_cheap], decision, worth),
-                        "against_base": sentence(against["base"], decide(against["base"], worth), worth),
+            "verdict": {"decision": decision, "sentence": told(against[best_cheap]), "against_base": told(against["base"]),
                         "chosen": chosen, "best_cheap": best_cheap}}
 
 # %% ../nbs/90_pipeline.ipynb #852fc28f
@@ -469,22 +566,33 @@ def run(
     train_limit:int|None=None,   # the whole budget of labelled queries
     epochs:int|None=None,        # at most so many, instead of the recipe's
     worth:float=.01,             # a difference in nDCG@10 smaller than this is not worth the cost
-    seed:int=0                   # for every random choice
+    seed:int=0,                  # for every random choice
+    strict:bool=False            # stop at anything that the checks find, before the training
 ) -> dict[str, Any]:  # as in results.json
     "The whole job: choose on dev, refit, measure once on test, write everything into `out`."
     clock = Clock()
     folder = new_folder(out)
     try:
-        with clock("prepare the data"): splits, carved, warnings = prepare(load(data), train_limit, seed)
+        with clock("prepare the data"):
+            given = read_any(data)
+            splits, carved, warnings, found = prepare(given.splits, train_limit, seed, given.negatives)
         base = Remembering(open_encoder(model))
-    except BaseException: folder.rmdir(); raise  # nothing is in it yet
-    for line in warnings: log.warning("%s", line)
-    train, dev, test = (splits[s] for s in ("train", "dev", "test"))
-    sizes = map(len, (test.corpus, train.queries, dev.queries, test.queries))
-    log.info("%s: %d documents; queries: %d train, %d dev, %d test", test.name, *sizes)
+        more = [*of_format(given), *too_long(base.model, splits)]
+        found, warnings = [*found, *more], [*warnings, *map(warned, more), *unused(given.negatives)]
+        train, dev, test = (splits[s] for s in ("train", "dev", "test"))
+        if strict: refuse(found, test.name)
+        for line in warnings: log.warning("%s", line)
+        sizes = map(len, (test.corpus, train.queries, dev.queries, test.queries))
+        log.info("%s: %d documents; queries: %d train, %d dev, %d test", test.name, *sizes)
 
-    no_classes = why_no_classifier(train, dev)
-    with clock("cheap rungs on dev"): cheap = choose(cheap_rungs(train, dev, base, no_classes is None, seed), CHEAP_BLENDS, dev.qrels, {})
+        no_classes = why_no_classifier(train, dev)
+        with clock("cheap rungs on dev"):
+            cheap = choose(cheap_rungs(train, dev, base, no_classes is None, seed), CHEAP_BLENDS, dev.qrels, {})
+        easy = saturated(cheap.scores["base"])
+        if strict: refuse(easy, test.name)
+    except BaseException: folder.rmdir(); raise  # nothing is in it yet
+    for line in map(warned, easy): log.warning("%s", line)
+    found, warnings = [*found, *easy], [*warnings, *map(warned, easy)]
     recipes = [r if epochs is None else r._replace(epochs=epochs) for r in (FEW if few_documents(train) else MANY)]
     small = judge(dev, [cheap.runs["base"], cheap.runs["bm25"]])
     with clock("fine-tune, dev choosing"): trained = train_best(model, train, small, base, recipes, seed)
@@ -498,12 +606,15 @@ def run(
         with clock("refit on train and dev"): trained = refit(model, trained, learnt, base, seed)
     save_model(trained.model, folder / "model")
     final = Remembering(trained.model)
+    uses = record_use(test, f"{model}, {folder}", uses_file())
+    if (uses["count"] or 0) > 1: log.warning("this test split was used %d times, this run included; a second dev by now", uses["count"])
     with clock("test, once"): runs = on_test(learnt, test, base, final, cheap.settings | tuned.settings, seed)
     with clock("intervals and tests"): figures = measured(learnt, test, runs, chosen, best_cheap, worth, seed)
 
     results = {
         "dataset": {"name": test.name, "fingerprint": {s: d.fingerprint for s, d in splits.items()}, "documents": len(test.corpus),
                     **{s: len(d.queries) for s, d in splits.items()}, "dev_carved": carved, "warnings": warnings},
+        "checks": [asdict(f) for f in found], "test_uses": uses,
         **figures, "skipped": {} if no_classes is None else dict.fromkeys(CLASSIFIERS, no_classes),
         "settings": {**cheap.settings, **tuned.settings, "recipe": trained.recipe.name, "epochs": trained.epochs, "lr": trained.recipe.lr,
                      "seed": seed, "train_limit": train_limit, "worth": worth},

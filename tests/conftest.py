@@ -1,5 +1,6 @@
 "What every test has: no model hub, its share of the cores, and the public data where $RAG_FINETUNE_DATA says where it is."
 import os
+import tempfile
 from pathlib import Path
 
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -8,6 +9,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"                       # before anything impor
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", str(threads))   # torch, here and in the processes that tests start
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["RAG_FINETUNE_USES"] = os.path.join(tempfile.mkdtemp(), "uses.jsonl")   # runs of tests are none of the user's
 
 import pytest  # noqa: E402
 

@@ -42,10 +42,13 @@ HEAVY = {
     "torch": "models ladder embedding reranker lora",
     "sentence_transformers": "models ladder embedding reranker lora",
     "transformers": "models embedding reranker lora",
-    "datasets": "embedding reranker lora",
+    "datasets": "data embedding reranker lora",
     "accelerate": "embedding reranker lora",
     "lancedb": "retrieval",
-    "sklearn": "ladder",
+    "sklearn": "ladder synthetic",
+    "openai": "synthetic",
+    "instructor": "synthetic",
+    "streamlit": "review",
 }
 
 def imported(source):
@@ -85,7 +88,7 @@ def test_core_needs_numpy_alone():
     outside = {name.split(".")[0] for name in imported((PACKAGE / "core.py").read_text(encoding="utf-8"))} - sys.stdlib_module_names
     assert outside == {"numpy"}
 
-@pytest.mark.parametrize("module", [name for name in ("core", "data", "metrics", "negatives", "verdict") if name in MODULES])
+@pytest.mark.parametrize("module", ["core", "data", "metrics", "negatives", "review", "synthetic", "verdict"])
 def test_leaves_heavy_packages_unloaded(module):
     code = f"import sys, rag_finetune.{module}; print(*({set(HEAVY)} & sys.modules.keys()))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
@@ -107,7 +110,7 @@ def test_metadata_is_that_of_settings_ini():
     assert len([line for line in requires("rag_finetune") if "extra ==" not in line]) == len(settings()["requirements"].split())
 
 def test_every_dependency_says_why():
-    for key in ("requirements", "dev_requirements", "docs_requirements"):
+    for key in ("requirements", "llm_requirements", "review_requirements", "dev_requirements", "docs_requirements"):
         block = (ROOT / "settings.ini").read_text(encoding="utf-8").split(f"\n{key} =\n")[1].split("\n\n")[0].splitlines()
         reasons = [line.strip().startswith("#") for line in block]
         assert reasons == [True, False] * (len(block) // 2), f"{key}: a reason, a requirement, a reason, a requirement"
@@ -115,7 +118,8 @@ def test_every_dependency_says_why():
 def test_every_dependency_is_locked_and_the_lock_names_no_place():
     lock = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     locked = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lock.splitlines() if not line.startswith("#")}
-    wanted = [line for key in ("requirements", "dev_requirements", "docs_requirements") for line in settings()[key].split()]
+    keys = ("requirements", "llm_requirements", "review_requirements", "dev_requirements", "docs_requirements")
+    wanted = [line for key in keys for line in settings()[key].split()]
     assert {re.sub(r"[-_.]+", "-", re.split(r"[=<>]", line)[0]).lower() for line in wanted} <= locked
     assert all(re.fullmatch(r"#.*|[\w.-]+==[\w.]+", line) for line in lock.splitlines()), "only name==version"
 
@@ -178,11 +182,19 @@ def outside(command, folder):
 def test_the_wheel_brings_modules_data_and_types(installed, tmp_path):
     code = ("import rag_finetune, importlib.resources as r; print(rag_finetune.__file__); "
             "print(*sorted(f.name for f in r.files('rag_finetune').iterdir())); "
-            "print(*sorted(p.name for p in r.files('rag_finetune.bundled').joinpath('transactions').iterdir()))")
-    where, modules, data = outside([installed / "python", "-c", code], tmp_path).splitlines()
+            "print(r.files('rag_finetune').joinpath('launch', 'review.py').is_file()); "
+            "print(*sorted(p.name for p in r.files('rag_finetune.bundled').joinpath('transactions').iterdir())); "
+            "from rag_finetune.data import bundled, load; print(*(len(d.queries) for d in load('handbook').values())); "
+            "print(*sorted(p.relative_to(bundled()['handbook']).as_posix() for p in bundled()['handbook'].rglob('*') if p.is_file()))")
+    where, modules, launcher, data, queries, handbook = outside([installed / "python", "-c", code], tmp_path).splitlines()
     assert Path(where).is_relative_to(installed.parent)
     assert {"py.typed", *(f"{name}.py" for name in MODULES)} <= set(modules.split())
+    assert launcher == "True", "what Streamlit runs"
     assert set(data.split()) == {p.name for p in (ROOT / "data" / "transactions").iterdir()}
+    assert queries == "526 119 511"
+    folder = ROOT / "data" / "handbook"
+    kept = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.suffix not in (".py", ".txt", ".pyc")}
+    assert set(handbook.split()) == kept, "all but the script and its sources"
 
 @pytest.mark.slow
 def test_the_wheel_runs_the_main_job_in_another_folder(installed, tmp_path):

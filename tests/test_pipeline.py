@@ -16,7 +16,7 @@ from rag_finetune.embedding import fine_tune
 from rag_finetune.models import fingerprint, open_encoder
 from rag_finetune.pipeline import (
     BLENDS, CHEAP_BLENDS, FEW, MANY, METRICS, TUNED_BLENDS, Remembering, Rung, answer, blend, changed_queries, choose, comparisons, judge,
-    new_folder, prepare, run, separation, slices, why_no_classifier, _both,
+    new_folder, prepare, query_map, run, separation, slices, why_no_classifier, _both,
 )
 
 NOUNS = ("car", "dog", "cat", "house", "tree", "lamp", "door", "ship", "road", "book", "cup", "hat", "bag", "key", "bed", "box", "pen",
@@ -159,6 +159,14 @@ def test_separation_counts_the_queries_that_fail_too(made):
         right = [d in test.positives(q) for d in test.corpus]
         assert good == pytest.approx(max(s for s, r in zip(row, right) if r), abs=1e-5)
         assert bad == pytest.approx(max(s for s, r in zip(row, right) if not r), abs=1e-5)
+
+
+def test_queries_that_are_all_one_point_have_no_map(made):
+    _, splits, model, _ = made
+    encoder, test = Remembering(open_encoder(model, device="cpu")), splits["test"]
+    assert len(query_map(test, encoder, encoder)["base"]) == len(test.queries)
+    same = replace(test, queries={q: f"unknown {i}" for i, q in enumerate(test.queries)})   # words that the model does not know
+    assert query_map(same, encoder, encoder) == {}   # t-SNE would end the process
 
 
 def test_each_text_is_encoded_once(made):
