@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from test_data import message, put
 from typer.testing import CliRunner
 
 from rag_finetune.cli import app
@@ -23,18 +24,6 @@ from rag_finetune.data import (
 )
 
 slow_disk = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-
-def put(path: Path, content: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-def message(function, *args) -> str:
-    "What the user reads: always one line."
-    with pytest.raises(DataError) as error: function(*args)
-    text = str(error.value)
-    assert len(text.splitlines()) == 1 and text.isprintable()
-    return text
 
 def by_text(dataset: Dataset) -> dict[str, dict[str, int]]:
     "The judgements with texts in the place of ids; queries without any are left out."
