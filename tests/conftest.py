@@ -1,5 +1,6 @@
-"What every test has: no model hub, its share of the cores, and the public data where $RAG_FINETUNE_DATA says where it is."
+"What every test has: no model hub, its share of the cores, the public data where $RAG_FINETUNE_DATA says where it is, and a browser."
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,19 @@ def public_data() -> Path:
     folder = Path(os.environ[DATA])
     assert folder.is_dir(), f"${DATA} names {folder}, which is no folder"
     return folder
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+
+@pytest.fixture(scope="module")
+def browser():
+    "Chromium: the system's, or the one that Playwright installed."
+    from playwright.sync_api import Error, sync_playwright
+    with sync_playwright() as playwright:
+        try: chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        except Error: pytest.skip("no browser: install Debian's chromium, or run `playwright install chromium`")
+        yield chromium
+        chromium.close()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):

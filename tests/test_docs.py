@@ -2,7 +2,6 @@
 import importlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from functools import partial
@@ -17,8 +16,6 @@ from filelock import FileLock
 from notebooks import ROOT, notebooks
 
 pytestmark = pytest.mark.slow
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
 LOOKS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 LESSONS = [path.stem for path in notebooks() if path.stem[0].isdigit()]
 
@@ -32,16 +29,6 @@ def site(tmp_path_factory):
             done = subprocess.run([sys.executable, ROOT / "docs" / "build.py", folder], capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
     return folder
-
-@pytest.fixture(scope="module")
-def browser():
-    "Chromium: the system's, or the one that Playwright installed."
-    from playwright.sync_api import Error, sync_playwright
-    with sync_playwright() as playwright:
-        try: chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        except Error: pytest.skip("no browser: install Debian's chromium, or run `playwright install chromium`")
-        yield chromium
-        chromium.close()
 
 @pytest.fixture
 def served():

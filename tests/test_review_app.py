@@ -2,7 +2,6 @@
 import csv
 import json
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,23 +17,11 @@ from rag_finetune.data import write_run
 from rag_finetune.review import QUICK, Label, LabelLog, current, joined, read_rows, seen
 
 pytestmark = pytest.mark.slow
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
 PATIENCE = 90_000  # milliseconds; a machine under test is a slow one
 COMMAND = "from rag_finetune.cli import app; app()"
 HIT = "document.title='hit'"
 HOSTILE = (f"""Lunch <img src=x onerror="{HIT}"><script>{HIT}</script><svg onload={HIT}> """
            "**b** ![p](http://192.0.2.1/p.png) :red[x] :smile: :material/home: $x^2$")
-
-@pytest.fixture(scope="module")
-def browser():
-    "Chromium: the system's, or the one that Playwright installed."
-    from playwright.sync_api import Error, sync_playwright
-    with sync_playwright() as playwright:
-        try: chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        except Error: pytest.skip("no browser: install Debian's chromium, or run `playwright install chromium`")
-        yield chromium
-        chromium.close()
 
 class Server:
     "The command's page of a file of rows."
