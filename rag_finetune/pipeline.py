@@ -560,7 +560,7 @@ def on_test(
     return answer(rungs, CHEAP_BLENDS | TUNED_BLENDS, settings)
 
 def run(
-    data:str|Path,               # "transactions", a BEIR folder, or a CSV, as `data.load` takes it
+    data:str|Path,               # a bundled name, a folder, a file, or hf://datasets/OWNER/NAME, as `data.read_any` takes it
     out:str|Path,                # a new folder
     model:str="default",         # the base model, as `models.open_encoder` takes it
     train_limit:int|None=None,   # the whole budget of labelled queries
