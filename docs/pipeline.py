@@ -18,6 +18,7 @@ class Box(NamedTuple):
     command: tuple[str, str] | None = None
 
 RUN, COMPARE = ("run", "commands.html#run"), ("compare", "commands.html#compare")
+CORE = 4   # its row
 BOXES = [
     Box("01_data", 0, 1, "Data", "read, check, split", RUN),
     Box("02_synthetic", 0, 2, "Synthetic", "made on purpose", ("synthesize", "commands.html#synthesize")),
@@ -29,10 +30,14 @@ BOXES = [
     Box("08_ladder", 1, 0, "Ladder", "the cheap rungs", RUN),
     Box("09_negatives", 3, 2, "Negatives", "close, but wrong", RUN),
     Box("10_embedding", 2, 2, "Embedding", "fine-tune it", RUN),
+    Box("12_lora", 2, 3, "LoRA", "small adapters", RUN),
+    Box("13_losses", 3, 3, "Losses", "which for which data"),
+    Box("14_training", 4, 3, "Training", "stopped, resumed", RUN),
+    Box("15_probe", 1, 3, "Probe", "what it knows now"),
     Box("80_report", 4, 1, "Report", "one HTML file", RUN),
     Box("90_pipeline", 3, 0, "Pipeline", "all of it, one call", RUN),
     Box("91_cli", 4, 0, "Commands", "run, compare", ("help", "commands.html")),
-    Box("00_core", 0, 3, "The four dicts", "corpus, queries, qrels, runs: all that flows"),
+    Box("00_core", 0, CORE, "The four dicts", "corpus, queries, qrels, runs: all that flows"),
 ]
 WIDE, GAP, EDGE, RISE, BAR = 140, 24, 12, 32, 40   # box, between columns, around, between rows, the core's height
 TOTAL = 2 * EDGE + 5 * WIDE + 4 * GAP
@@ -68,13 +73,13 @@ def _links(box: Box) -> str:
 def _lines(box: Box, links: bool) -> list[tuple[str, str, int]]:
     "The lines of a box: class, text, and how far below its upper edge."
     last = _links(box) if links else ""
-    if box.row == 3: return [("title", f'{box.title}<tspan class="beside"> {box.what}{" · " + last if last else ""}</tspan>', 25)]
+    if box.row == CORE: return [("title", f'{box.title}<tspan class="beside"> {box.what}{" · " + last if last else ""}</tspan>', 25)]
     return [("title", box.title, 20), ("", box.what, 37), *([("links", last, 55)] if last else [])]
 
 def _drawn(box: Box, high: int, lit: bool, links: bool) -> str:
     "One box with its texts; the core's is a bar below all the others."
     x, y = _corner(box, high)
-    wide, tall = (TOTAL - 2 * EDGE, BAR) if box.row == 3 else (WIDE, high)
+    wide, tall = (TOTAL - 2 * EDGE, BAR) if box.row == CORE else (WIDE, high)
     texts = "".join(f'<text class="{name}" x="{x + wide / 2:g}" y="{y + down}">{text}</text>' for name, text, down in _lines(box, links))
     here = ' aria-current="page"' if lit and links else ""
     shape = f'<rect class="box" x="{x}" y="{y}" width="{wide}" height="{tall}" rx="7"/>'
@@ -87,7 +92,7 @@ def _flows(high: int) -> list[str]:
     def left(c): return EDGE + c * (WIDE + GAP)
     def middle(c): return left(c) + WIDE // 2
     def top(r): return EDGE + r * (high + RISE)
-    across, under = top(1) + high // 2, top(2) - RISE // 2
+    across, under, below = top(1) + high // 2, top(2) - RISE // 2, top(3) - RISE // 2
     return [
         *(f"M{left(c) + WIDE} {across}H{left(c + 1) - 5}" for c in range(4)),
         f"M{middle(0)} {top(2)}V{top(1) + high + 5}",                                                   # synthetic: to data
@@ -98,6 +103,10 @@ def _flows(high: int) -> list[str]:
         f"M{left(2) - GAP // 2} {across}V{under}H{middle(3)}V{top(2) - 5}",                             # runs: to negatives
         f"M{left(3)} {top(2) + high // 2}H{left(2) + WIDE + 5}",                                        # negatives: to embedding
         f"M{left(2)} {top(2) + high // 2}H{left(1) + WIDE + 5}",                                        # the tuned model: among models
+        f"M{middle(2)} {top(3)}V{top(2) + high + 5}",                                                   # adapters: to embedding
+        f"M{middle(3)} {top(3)}V{below}H{middle(2) + GAP}V{top(2) + high + 5}",                         # losses: to embedding
+        f"M{middle(4)} {top(3)}V{below}H{middle(2) + GAP}V{top(2) + high + 5}",                         # training: the same way
+        f"M{middle(1)} {top(2) + high}V{top(3) - 5}",                                                   # a model: to what it knows
         f"M{left(4)} {top(0) + high // 2}H{left(3) + WIDE + 5}",                                        # the commands call the pipeline
     ]
 
@@ -108,7 +117,7 @@ def pipeline_svg(
     "The picture as SVG of one line; colours follow the page's variables on the site, the reader's colour scheme in a file."
     assert lit is None or lit in notebooks(), f"{lit} has no box: add one to BOXES"
     high = 66 if links else 48
-    total = 2 * EDGE + 3 * (high + RISE) + BAR
+    total = 2 * EDGE + CORE * (high + RISE) + BAR
     flows = "".join(f'<path class="flow" d="{d}" marker-end="url(#arrow)"/>' for d in _flows(high))
     boxes = "".join(_drawn(box, high, box.name == lit, links) for box in BOXES)
     title = "The pipeline: data, retrieval, metrics, verdict, report; runs also give the negatives that train the model"
