@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TUNED', 'CHEAP', 'MUTED', 'HUES', 'SHAPES', 'WHEN', 'is_tuned', 'ladder_plot', 'curve_plot', 'in_front',
-           'scores_plot', 'map_plot', 'write_report']
+           'scores_plot', 'forgetting_plot', 'map_plot', 'write_report']
 
 # %% ../nbs/80_report.ipynb #8bcb8701
 import io, re
@@ -141,6 +141,24 @@ def scores_plot(
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     return _svg(figure, f"histogram of cosines, {which}: {in_front(scores[which])}")
 
+# %% ../nbs/80_report.ipynb #1fcecbb3
+def forgetting_plot(
+    forgetting:Mapping[str, Any]  # as in results.json
+) -> Markup:
+    "nDCG@10 on both sets against the share of the way from the base model, with intervals."
+    points, name = forgetting["curve"], forgetting["set"]
+    figure, ax = _axes(4.6, 2.9, "share of the way from the base model", "nDCG@10")
+    for key, label, colour, mark, shift in (("dev", "dev", TUNED, "D", -.006), ("other", name, CHEAP, "o", .006)):
+        x = [p["share"] + shift for p in points]
+        for at, p in zip(x, points): ax.plot([at, at], [p[key]["low"], p[key]["high"]], "_-", color=colour, linewidth=1.4, markersize=6)
+        ax.plot(x, [p[key]["mean"] for p in points], linestyle="-", marker=mark, color=colour, linewidth=1.8, markersize=5, label=label)
+    ax.axvline(forgetting["share"], color=MUTED, linewidth=1, linestyle=":")
+    ax.annotate("kept", (forgetting["share"], 1), xycoords=("data", "axes fraction"), color=MUTED, ha="center", va="bottom", fontsize=9)
+    ax.set_xticks([p["share"] for p in points])
+    ax.legend(fontsize=8, labelcolor=MUTED, frameon=False)
+    told = "; ".join(f"{p['share']:g}: dev {_figure(p['dev'])}, {name} {_figure(p['other'])}" for p in points)
+    return _svg(figure, f"nDCG@10 by share of the way from the base model; {told}; {forgetting['share']:g} was kept")
+
 # %% ../nbs/80_report.ipynb #7b87c9ab
 HUES = "#1f86c9", "#d9631e", "#159a74", "#c967a0", "#c9960c", "#8a6bd1", "#d64550", "#7d8b2f"  # all stand on white and on black
 SHAPES = "o^sDvP*X"
@@ -195,5 +213,6 @@ def write_report(
         kept=details.get("kept_epoch"), metrics=list(next(iter(systems.values()))), tuned=is_tuned,
         data={k: v for k, v in results["dataset"].items() if k != "warnings"}, against=_against,
         order=sorted(systems, key=lambda s: -systems[s]["nDCG@10"]["mean"]), pictures=_pictures(details),
+        forgotten=forgetting_plot(results["forgetting"]) if results.get("forgetting") else "",
         ladder=ladder_plot(systems, verdict["chosen"], verdict["best_cheap"]))
     with atomic(path) as file: file.write(page)

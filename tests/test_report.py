@@ -31,6 +31,9 @@ RESULTS = {
     "verdict": {"decision": "better", "sentence": "tuned is better than adapter: nDCG@10 +.123",
                 "against_base": "tuned is better than base", "chosen": "tuned", "best_cheap": "adapter"},
     "settings": {"seed": 0, "train_limit": None, "adapter": [.01, "answers"]}, "environment": {"python": "3.11"},
+    "forgetting": {"set": "elsewhere", "documents": 12, "share": .5, "sentence": "tuned is worse than base: nDCG@10 -.042",
+                   "comparison": compared("tuned", "base", "nDCG@10"),
+                   "curve": [{"share": s, "dev": row(.5 + s / 5)["nDCG@10"], "other": row(.4 - s / 10)["nDCG@10"]} for s in (0., .5, 1.)]},
     "seconds": {"train": 61.5, "test, once": 3.}}
 COSINES = {"base": {"positive": [.5, .6, .7, .2], "negative": [.4, .65, .3, .5]},
            "tuned": {"positive": [.5, .7, .7], "negative": [.4, .65, .8]}}
@@ -42,7 +45,7 @@ DETAILS = {
     "recipe": "remembered", "kept_epoch": 1, "dev": {"base": .444, "tuned": .777}, "scores": COSINES,
     "map": {"base": [[0, 0], [1, 1]], "tuned": [[1, 0], [0, 1]], "labels": [HOSTILE, "b"]}, "queries": {"gained": [MOVED], "lost": []}}
 NOTHING: dict[str, list[float]] = {"positive": [], "negative": []}
-ALONE = {**RESULTS, "slices": {}, "skipped": {}, "systems": {"base": row(.5)}, "comparisons": [],
+ALONE = {**RESULTS, "slices": {}, "forgetting": None, "skipped": {}, "systems": {"base": row(.5)}, "comparisons": [],
          "verdict": {**RESULTS["verdict"], "decision": "not_enough", "sentence": "cannot tell", "chosen": "base", "best_cheap": "base"}}
 
 
@@ -76,7 +79,8 @@ def test_the_verdict_and_every_figure_are_there(tmp_path):
     for said in ("It helped.", "tuned is better than adapter", "nDCG@10 +.123", ".673 [.623, .723]",
                  "against base+.123 [+.100, +.150] p = .004", "against adapter, the best cheap rung+.123 [+.100, +.150] p = .004",
                  "7 queries dropped", "frozen-lr (5,000 documents are too many classes)",
-                 "unseen (60 queries)", ".310 [.260, .360]", "30 / 20 / 10",
+                 "unseen (60 queries)", "On elsewhere, which was not trained for (60 queries, 12 documents): tuned is worse than base",
+                 ".310 [.260, .360]", "30 / 20 / 10",
                  ".060", ".777", "61.5 s", "64.5 s", "rank over 100 before, 1 after", "first afterthe relevant one",
                  "remembered, epoch 1", "All 20 paired tests", "dev_carvedyes", "train ab12, test cd34", "train_limit–", "0.01, answers",
                  "before (base): relevant document in front in 2 of 4 queries (50%)",
@@ -107,14 +111,14 @@ def test_every_link_has_its_place_and_every_id_is_one(tmp_path):
     page = Page(written(tmp_path))
     ids = page.values("id")
     assert len(ids) == len(set(ids))
-    assert {v.lstrip("#") for v in page.values("href", "a")} <= set(ids) and len(page.values("href", "a")) == 8
+    assert {v.lstrip("#") for v in page.values("href", "a")} <= set(ids) and len(page.values("href", "a")) == 9
     assert {v.lstrip("#") for v in page.values("xlink:href")} <= set(ids)
 
 
 def test_every_picture_and_every_box_says_what_it_shows(tmp_path):
     page = Page(written(tmp_path))
     pictures, boxes = (page.values("aria-label", tag) for tag in ("svg", "div"))
-    assert len(pictures) == 7 and all(pictures) and len(set(pictures)) == 7
+    assert len(pictures) == 8 and all(pictures) and len(set(pictures)) == 8
     assert "nDCG@10 of 5 systems with 95% intervals; the highest is tuned, .673 [.623, .723]" in pictures
     assert len(boxes) == len(page.values("tabindex", "div")) == 4 and all(boxes), "a box that scrolls is reached by keyboard"
 
