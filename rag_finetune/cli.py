@@ -25,7 +25,7 @@ from rich.text import Text
 from .core import DataError, Dataset, Qrels, Run, Splits
 from rag_finetune.data import (
     FOLDERS, SUFFIX, Finding, SharedQueries, Source, _lines, _short, atomic, deal, not_checked, of_format, own_splits, read_any, read_qrels,
-    read_run, sample, write_any, write_beir, write_run,
+    read_run, refuse_used, sample, write_any, write_beir, write_run,
 )
 from .data import check as check_data
 from .metrics import evaluate
@@ -45,7 +45,7 @@ def _one_line(kept:Path|None=None) -> Iterator[None]:
     "Bad input ends as one line on stderr and exit code 2; Ctrl-C says what is kept and ends with 130."
     def inside(): return {f.name for f in kept.iterdir() if not f.name.startswith(".")} if kept and kept.is_dir() else set()
     try:
-        there = inside()  # somebody else's
+        there = inside() - {"training"}  # somebody else's; checkpoints are ours, also of a run that goes on
         yield
     except (DataError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
@@ -53,16 +53,11 @@ def _one_line(kept:Path|None=None) -> Iterator[None]:
     except KeyboardInterrupt:
         files = sorted(inside() - there)
         what = f"kept in {kept}: {', '.join(files)}" if files else "nothing was finished, so nothing is kept"
+        if "training" in files: what += f"; the same command with --out {kept} --resume goes on there"
         typer.echo(f"\ninterrupted; {what}", err=True)
         raise typer.Exit(130) from None
 
 # %% ../nbs/91_cli.ipynb #0778e188
-def _unused(folder:Path, option:str) -> None:
-    "An error where something is there that would be overwritten."
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{option} {folder}: exists and is not an empty folder; give another one, nothing was written")
-
-# %% ../nbs/91_cli.ipynb #613955f8
 def _talk() -> None:
     "Show our own steps on stderr, and of other libraries only what goes wrong."
     handler = logging.StreamHandler(sys.stderr)
@@ -92,11 +87,13 @@ def run(
     seed: Annotated[int, typer.Option(
         min=0, max=2**32 - 1, help="For every random choice; the same seed gives the same figures on one machine.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at anything that the checks find, before the training.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped: its command, its --out, and this.")] = False,
 ) -> None:
     """Fine-tune an embedding model on DATA and say whether it beat the cheap alternatives.
 
     Trains, picks everything on dev, measures once on test; a few minutes on a laptop. Try it: rag-finetune run
     """
+    if resume and out is None: raise typer.BadParameter("needs the --out of the run that was stopped", param_hint="--resume")
     _talk()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait do not spin: several times faster where other programs run
     out = out or Path("runs") / f"{Path(data).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -105,10 +102,12 @@ def run(
 
         from rag_finetune.pipeline import run as run_pipeline  # here, so that --help does not wait for torch
         transformers_logging.disable_progress_bar()            # one bar, the training's, is enough
-        results = run_pipeline(data, out, model, train_limit, epochs, worth, seed, strict)
+        results = run_pipeline(data, out, model, train_limit, epochs, worth, seed, strict, resume)
     typer.echo(f"\n{_ladder(results)}\n")
     for name, reason in results["skipped"].items(): typer.echo(f"left out: {name}: {reason}")
-    typer.echo(f"\nVerdict: {results['verdict']['sentence']}\n   Base: {results['verdict']['against_base']}\n")
+    typer.echo(f"\nVerdict: {results['verdict']['sentence']}\n   Base: {results['verdict']['against_base']}")
+    if other := results["forgetting"]: typer.echo(f"On {other['set']}, which it was not trained for: {other['sentence']}")
+    typer.echo()
     typer.echo(f"Report: {out / 'report.html'}\nModel:  {out / 'model'}\nAll figures: {out / 'results.json'}")
 
 # %% ../nbs/91_cli.ipynb #b640b630
@@ -256,7 +255,7 @@ def synthesize(
     """
     _talk()
     with _one_line():
-        _unused(out, "--out")
+        refuse_used(out, "--out")
         if unknown := set(by) - OFFLINE.keys(): raise DataError(f"--by {min(unknown)}: wanted any of {', '.join(OFFLINE)}")
         pages, missing = read_pages(corpus), Counter[str]()
         parts_of(pages)  # too few pages: said before anything is paid for
@@ -395,7 +394,7 @@ def review(
         desk = open_desk(*paths)
         for folder, option, make in ((reviewed, "--reviewed", only_reviewed), (corrected, "--corrected", all_corrected)):
             if not folder: continue
-            _unused(folder, option)
+            refuse_used(folder, option)
             _write_review(file, corpus, desk, folder, make)
         if not (reviewed or corrected): _serve(paths, port, browser)
 

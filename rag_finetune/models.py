@@ -113,7 +113,10 @@ def _refuse_code(
     folder:Path,          # shown in the error
     files:Sequence[Path]  # of that folder
 ) -> None:
-    "Raise `DataError` for the first settings file among `files` that names code to import."
+    "Raise `DataError` for the first settings file among `files` that names code to import, or another model to put an adapter on."
+    for path in (f for f in files if f.name == "adapter_config.json"):
+        raise DataError(f"{folder}: {path.relative_to(folder)} belongs to an adapter, which would be put on a base that nobody checked; "
+                        "open its base and use lora.load_adapter(model, folder), or save the model with the adapter merged")
     for path in (f for f in files if f.name == "modules.json" or f.name.endswith("config.json")):
         settings, here = _json(path), path.relative_to(folder)
         for kind in _module_types(path, settings):
@@ -130,9 +133,9 @@ def check_folder(
 ) -> None:
     "Raise `DataError` with the reason where `folder` is not a model that can be opened without trusting its author."
     folder = Path(folder)
-    if not (folder / "modules.json").is_file() and not (folder / "config.json").is_file():
-        raise DataError(f"{folder}: neither modules.json nor config.json in it, so this is no model; give the folder that save() wrote")
     files = _files(folder)
+    if not any((folder / name).is_file() for name in ("modules.json", "config.json", "adapter_config.json")):
+        raise DataError(f"{folder}: neither modules.json nor config.json in it, so this is no model; give the folder that save() wrote")
     _refuse_pickles(folder, files)
     _refuse_code(folder, files)
     if not any(f.suffix == ".safetensors" for f in files):
@@ -370,14 +373,33 @@ def _settings(
     return found
 
 # %% ../nbs/05_models.ipynb #50241560
+def _weights(
+    encoder:SentenceTransformer,  # any
+    adapters:bool                 # False: as if all of them were switched off
+) -> Iterator[tuple[str, torch.Tensor]]:  # (name, tensor)
+    "The tensors that a vector depends on: of adapters (peft's) those that are switched on, by any name, with the factor of their share."
+    adapted = {name: module for name, module in encoder.named_modules() if hasattr(module, "adapter_layer_names")}
+    for name, tensor in encoder.state_dict().items():
+        layer = next((a for a in adapted if name.startswith(f"{a}.")), None)
+        if layer is None:
+            yield name, tensor
+            continue
+        part, _, rest = name[len(layer) + 1:].partition(".")
+        adapter, module = rest.partition(".")[0], adapted[layer]
+        if part not in module.adapter_layer_names: yield f"{layer}.{rest}", tensor    # base_layer
+        elif adapters and adapter in module.active_adapters and not module.disable_adapters and not module.merged:
+            yield f"{layer}.{part} {module.scaling[adapter]}", tensor
+
+# %% ../nbs/05_models.ipynb #867764de
 def fingerprint(
-    encoder:SentenceTransformer  # any
+    encoder:SentenceTransformer,  # any
+    adapters:bool=True            # False: of the base alone, whatever adapters lie in it
 ) -> str:  # 16 hexadecimal digits
     "Changes when a weight or a setting that changes a vector changes; saving, opening, moving or renaming the model does not."
     digest = hashlib.sha256(json.dumps(_settings(encoder), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
+    for name, tensor in sorted(_weights(encoder, adapters), key=lambda pair: pair[0]):
         values = tensor.detach().cpu()
         if values.is_floating_point(): values = values.float()   # a stored bfloat16 model opened as float32 is the same model
         digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
-        digest.update(memoryview(values.contiguous().numpy()).cast("B") if values.numel() else b"")
+        digest.update(values.contiguous().numpy().data.cast("B") if values.numel() else b"")
     return digest.hexdigest()[:16]

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['log', 'STRENGTHS', 'ADAPTERS', 'SAYS', 'BLENDS', 'CHEAP_BLENDS', 'TUNED_BLENDS', 'CLASSIFIERS', 'FEW', 'MANY',
-           'METRICS', 'DECIDES', 'Prepared', 'prepare', 'warned', 'refuse', 'unused', 'token_counts', 'too_long',
-           'uses_file', 'record_use', 'Remembering', 'Rung', 'blend', 'why_no_classifier', 'cheap_rungs', 'tuned_rungs',
-           'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'train_best', 'slices', 'comparisons',
-           'changed_queries', 'separation', 'query_map', 'model_card', 'Clock', 'environment', 'processor',
-           'new_folder', 'measured', 'save_model', 'write_outcome', 'refit', 'on_test', 'run']
+           'SHARES', 'METRICS', 'DECIDES', 'UNFINISHED', 'Prepared', 'prepare', 'warned', 'refuse', 'unused',
+           'token_counts', 'too_long', 'uses_file', 'record_use', 'Remembering', 'Rung', 'blend', 'why_no_classifier',
+           'cheap_rungs', 'tuned_rungs', 'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'along',
+           'train_best', 'slices', 'comparisons', 'changed_queries', 'separation', 'query_map', 'not_taught',
+           'forgetting', 'model_card', 'Clock', 'environment', 'processor', 'new_folder', 'measured', 'save_model',
+           'write_outcome', 'refit', 'on_test', 'run']
 
 # %% ../nbs/90_pipeline.ipynb #ff5082f4
 import json, logging, os, platform, re, shutil, time
@@ -29,18 +30,19 @@ from transformers import PreTrainedTokenizerBase
 
 from .core import DataError, Dataset, Qrels, Run, Splits, ranking, text_key
 from rag_finetune.data import (
-    BLANK, Finding, Negatives, atomic, carve_dev, check, check_splits, cut_texts, deal, drop_twins, not_checked, of_format, read_any,
-    sample, saturated, write_qrels, write_run,
+    BLANK, Finding, Negatives, _agreed, atomic, carve_dev, check, check_splits, cut_texts, deal, drop_twins, load, not_checked, of_format,
+    read_any, refuse_used, sample, saturated, write_qrels, write_run,
 )
 from .embedding import Curve, few_documents, fine_tune
 from .ladder import adapter, frozen_lr, neighbours, seen_share, tfidf_lr
 from .metrics import evaluate, ndcg, reciprocal_rank
-from .models import best_dtype, encode_documents, encode_queries, fingerprint, open_encoder
+from .models import FastEncoder, best_dtype, encode_documents, encode_queries, fingerprint, open_encoder
 from .negatives import fill, mine
 from .report import write_report
 from .retrieval import bm25, dense, fuse, fuse_weighted
 from .synthetic import caveat
-from .verdict import Comparison, compare_all, decide, sentence, table
+from .training import interpolated
+from .verdict import Comparison, compare, compare_all, decide, interval, sentence, table
 
 log = logging.getLogger("rag_finetune")
 
@@ -77,7 +79,8 @@ def prepare(
     found = check(splits, negatives=negatives)
     for name, why in not_checked(splits).items(): log.info("not checked: %s (%s)", name, why)
     splits, dropped = drop_twins(splits)
-    warnings = [f"{len(dropped)} queries dropped: their text stands in a later split too (first: {dropped[0]!r})"] if dropped else []
+    what = "[query|queries] dropped: the text stands in a later split too"
+    warnings = [f"{_agreed(len(dropped), what)} (first: {dropped[0]!r})"] if dropped else []
     warnings += [warned(f) for f in found if f.name != "equal texts"]
     if train_limit: splits["train"] = sample(splits["train"], train_limit, seed)
     carved = "dev" not in splits
@@ -324,15 +327,27 @@ def judge(
 # %% ../nbs/90_pipeline.ipynb #f16fcd03
 class Trained(NamedTuple):
     "A fine-tuned model and how it came about."
-    model:SentenceTransformer
+    model:SentenceTransformer  # as training left it, which is all the way
     recipe:Recipe              # the one that dev chose
     epochs:int                 # kept of it
     curves:dict[str, Curve]    # recipe -> how it went
+    share:float                # of the way that dev chose to go
+    along:dict[float, dict[str, float]]  # share of the way -> nDCG@10 of each dev query
+
+SHARES = (.25, .5, .75)  # tried between the base model, 0, and the fine-tuned one, 1
+
+def along(
+    base:Remembering, tuned:SentenceTransformer,  # where the way begins and ends
+    data:Dataset                                  # dev, or queries of another kind
+) -> dict[float, dict[str, float]]:  # share of the way -> nDCG@10 of each query
+    "What the models between the two are worth."
+    def model(s): return FastEncoder(interpolated(base.model, tuned, s) if s < 1 else tuned) if s else base
+    return {s: ndcg(data.qrels, dense(data, model(s), k=10, exact_below=len(data.corpus) + 1), 10) for s in (0., *SHARES, 1.)}
 
 def _fine_tune(
-    name:str, train:Dataset, dev:Dataset|None, recipe:Recipe, base:Remembering, stop_after:int|None, seed:int
+    name:str, train:Dataset, dev:Dataset|None, recipe:Recipe, base:Remembering, stop_after:int|None, seed:int, checkpoints:Path|None
 ) -> tuple[SentenceTransformer, Curve]:
-    "One training by one recipe, from the model `name` as it comes."
+    "One training by one recipe, from the model `name` as it comes, or from where it was stopped."
     negatives = None
     log.info("recipe: %s", recipe.name)
     if recipe.mined:
@@ -341,7 +356,8 @@ def _fine_tune(
         log.info("mined negatives for %d of %d queries, random ones for the others; dropped by rule: %s", enough, len(negatives), dropped)
         negatives = fill(negatives, train, recipe.mined, seed)
     model = open_encoder(name)
-    return model, fine_tune(model, train, dev, recipe.objective, negatives, recipe.epochs, stop_after, recipe.lr, known=base, seed=seed)
+    return model, fine_tune(model, train, dev, recipe.objective, negatives, recipe.epochs, stop_after, recipe.lr, known=base, seed=seed,
+                            checkpoints=checkpoints)
 
 def train_best(
     name:str,               # of the base model, as `open_encoder` takes it
@@ -349,12 +365,17 @@ def train_best(
     dev:Dataset,            # chooses recipe and epoch
     base:Remembering,       # the same model, for mining
     recipes:Sequence[Recipe],
-    seed:int=0
+    seed:int=0,
+    checkpoints:Path|None=None  # a folder, of which each recipe gets one; what they hold is gone on with
 ) -> Trained:
-    "Every recipe once, each stopped where dev says so; the one with the highest dev score is kept."
-    found = [(r, *_fine_tune(name, train, dev, r, base, None, seed)) for r in recipes]
+    "Every recipe once, each stopped where dev says so; the one with the highest dev score is kept, as far as dev says."
+    folders = [checkpoints and checkpoints / r.name.replace(" ", "-") for r in recipes]
+    found = [(r, *_fine_tune(name, train, dev, r, base, None, seed, folder)) for r, folder in zip(recipes, folders)]
     recipe, model, curve = max(found, key=lambda f: f[2].points[f[2].best].dev or 0.)
-    return Trained(model, recipe, curve.best, {r.name: c for r, _, c in found})
+    way = along(base, model, dev)
+    share = max((s for s in way if s), key=lambda s: _mean(way[s]))  # on a tie the least
+    log.info("kept: %s, epoch %d, %g of the way from the base model", recipe.name, curve.best, share)
+    return Trained(model, recipe, curve.best, {r.name: c for r, _, c in found}, share, way)
 
 # %% ../nbs/90_pipeline.ipynb #dba761dd
 METRICS = ("accuracy@1", "accuracy@3", "recall@10", "MRR@10", "nDCG@10")
@@ -432,6 +453,32 @@ def query_map(
     labels = [next(iter(test.positives(q)), "") if few_documents(test) else "" for q in asked]
     return {name: flat(v) for name, v in vectors.items()} | {"labels": labels}
 
+# %% ../nbs/90_pipeline.ipynb #5640a8e9
+def not_taught(
+    train:Dataset  # what was trained on
+) -> Dataset|None:  # 500 queries at most
+    "A bundled set none of whose documents was in training; None where somebody trained on both."
+    taught = {text_key(t) for t in train.corpus.values()}
+    for name in ("transactions", "handbook"):
+        splits = load(name)
+        if taught.isdisjoint(map(text_key, splits["train"].corpus.values())):
+            whole = replace(_both(splits["train"], splits["dev"]), name=name)
+            return sample(whole, min(500, len(whole.queries)))
+    return None
+
+def forgetting(
+    other:Dataset,                     # what `not_taught` found
+    base:Remembering, trained:Trained, # before and after
+    worth:float, seed:int
+) -> dict[str, Any]:  # set, documents, share, sentence, comparison, curve: a point for each share, with both sets' nDCG@10
+    "What became of a set that was not trained for, and what would have, with more or less of the base model's weights."
+    way = along(base, trained.model, other)
+    c = compare(way[trained.share], way[0.], "tuned", "base", DECIDES, seed)
+    def points(values): return interval(values, seed=seed).as_dict()
+    return {"set": other.name, "documents": len(other.corpus), "share": trained.share, "sentence": sentence(c, decide(c, worth), worth),
+            "comparison": c.as_dict(),
+            "curve": [{"share": s, "dev": points(trained.along[s]), "other": points(way[s])} for s in way]}
+
 # %% ../nbs/90_pipeline.ipynb #ba6991de
 def model_card(
     results:Mapping[str, Any]  # as in results.json
@@ -440,16 +487,19 @@ def model_card(
     data, verdict, settings, made = (results[k] for k in ("dataset", "verdict", "settings", "environment"))
     base, tuned = results["systems"]["base"], results["systems"]["tuned"]
     def cell(i): return f"{i['mean']:.3f} [{i['low']:.3f}, {i['high']:.3f}]"
+    other = results["forgetting"]
+    told = [f"On {other['set']}, which it was not trained for: {other['sentence']}.", ""] if other else []
     figures = [f"| {m} | {cell(base[m])} | {cell(tuned[m])} |" for m in METRICS]
     return "\n".join([
         "---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity", "---", f"# Fine-tuned on {data['name']}", "",
         f"{made['base model']}, fine-tuned by rag_finetune {made['rag_finetune']}: {settings['recipe']}, "
-        f"{settings['epochs']} epochs, learning rate {settings['lr']}, seed {settings['seed']}.", "",
+        f"{settings['epochs']} epochs, learning rate {settings['lr']}, "
+        f"{settings['share']:g} of the way from the base model, seed {settings['seed']}.", "",
         f"Data: {data['train']:,} training queries, {data['dev']:,} dev, {data['test']:,} test, {data['documents']:,} documents "
         f"(fingerprint of the test split: {data['fingerprint']['test']})."
         + (" Trained on train and dev after dev had chosen." if data["dev_carved"] else ""), "",
         f"| on test, {tuned[DECIDES]['n']} queries, 95% interval | base | this model |", "|---|---|---|", *figures, "",
-        f"Verdict on the system that dev chose: {verdict['sentence']}.", "",
+        f"Verdict on the system that dev chose: {verdict['sentence']}.", "", *told,
         "Limits: measured on this test split alone, with one training seed. Queries of another kind, other documents and other languages "
         "were not measured. Texts longer than the model's context are cut.", ""])
 
@@ -489,14 +539,19 @@ def _both(train:Dataset, dev:Dataset) -> Dataset:
     "Train and dev as one training set."
     return replace(train, queries=train.queries | dev.queries, qrels=train.qrels | dev.qrels)
 
+UNFINISHED = "training"  # a run's folder of checkpoints, gone when the run is complete
+
 def new_folder(
-    out:str|Path  # must not exist, or be empty
+    out:str|Path,       # must not exist, or be empty
+    resume:bool=False   # it must be that of a run that was stopped
 ) -> Path:
-    "Make the folder of a run; `DataError` where it holds something, since a run never writes over anything."
+    "Make the folder of a run; `DataError` where it holds something, since a run never writes over anything but what it began."
     path = Path(out)
+    if resume:
+        if (path / UNFINISHED).is_dir(): return path
+        raise DataError(f"--resume: {path} has no run that was stopped in its training; leave --resume out to begin one")
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise DataError(f"--out {path}: exists and is not an empty folder; give another one, nothing was written")
+        refuse_used(path, "--out")
         path.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise DataError(f"--out {path}: cannot be made ({e.strerror}); give a folder that you may write to") from None
     return path
@@ -523,7 +578,7 @@ def measured(
 def save_model(model:SentenceTransformer, folder:Path) -> None:
     "Save in one move: the folder is there as a whole or not at all."
     part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    for stale in (part, folder): shutil.rmtree(stale, ignore_errors=True)  # of a run that was stopped after its training
     model.save_pretrained(str(part), create_model_card=False)
     os.replace(part, folder)
 
@@ -543,11 +598,16 @@ def write_outcome(
 # %% ../nbs/90_pipeline.ipynb #966f7a45
 def refit(
     name:str, trained:Trained,      # the base model's name; what dev chose
-    train:Dataset, base:Remembering, seed:int
+    train:Dataset, base:Remembering, seed:int,
+    checkpoints:Path|None=None      # what the folder holds is gone on with
 ) -> Trained:
-    "The chosen recipe again, from the base model, for as many epochs as dev kept."
-    model, _ = _fine_tune(name, train, None, trained.recipe, base, trained.epochs, seed)
+    "The chosen recipe again, from the base model, for as many epochs as dev kept; what lies between is dev's as well."
+    model, _ = _fine_tune(name, train, None, trained.recipe, base, trained.epochs, seed, checkpoints)
     return trained._replace(model=model)
+
+def _kept(base:Remembering, trained:Trained) -> SentenceTransformer:
+    "The model as far from the base model as dev chose."
+    return interpolated(base.model, trained.model, trained.share)
 
 def on_test(
     train:Dataset, test:Dataset, base:Remembering, tuned:Remembering,
@@ -567,11 +627,12 @@ def run(
     epochs:int|None=None,        # at most so many, instead of the recipe's
     worth:float=.01,             # a difference in nDCG@10 smaller than this is not worth the cost
     seed:int=0,                  # for every random choice
-    strict:bool=False            # stop at anything that the checks find, before the training
+    strict:bool=False,           # stop at anything that the checks find, before the training
+    resume:bool=False            # go on with the run that was stopped in `out`; everything else must be as it was
 ) -> dict[str, Any]:  # as in results.json
     "The whole job: choose on dev, refit, measure once on test, write everything into `out`."
     clock = Clock()
-    folder = new_folder(out)
+    folder = new_folder(out, resume)
     try:
         with clock("prepare the data"):
             given = read_any(data)
@@ -590,34 +651,39 @@ def run(
             cheap = choose(cheap_rungs(train, dev, base, no_classes is None, seed), CHEAP_BLENDS, dev.qrels, {})
         easy = saturated(cheap.scores["base"])
         if strict: refuse(easy, test.name)
-    except BaseException: folder.rmdir(); raise  # nothing is in it yet
+    except BaseException:
+        if not resume: folder.rmdir()  # nothing is in it yet
+        raise
     for line in map(warned, easy): log.warning("%s", line)
     found, warnings = [*found, *easy], [*warnings, *map(warned, easy)]
     recipes = [r if epochs is None else r._replace(epochs=epochs) for r in (FEW if few_documents(train) else MANY)]
     small = judge(dev, [cheap.runs["base"], cheap.runs["bm25"]])
-    with clock("fine-tune, dev choosing"): trained = train_best(model, train, small, base, recipes, seed)
+    with clock("fine-tune, dev choosing"): trained = train_best(model, train, small, base, recipes, seed, folder / UNFINISHED)
     with clock("tuned systems on dev"):
-        rungs = tuned_rungs(train, dev, Remembering(trained.model), no_classes is None, seed)
+        rungs = tuned_rungs(train, dev, Remembering(_kept(base, trained)), no_classes is None, seed)
         tuned = choose(rungs, TUNED_BLENDS, dev.qrels, cheap.runs)
     chosen, best_cheap = (max(c.scores, key=c.scores.__getitem__) for c in (tuned, cheap))
 
     learnt = _both(train, dev) if carved else train
     if carved:
-        with clock("refit on train and dev"): trained = refit(model, trained, learnt, base, seed)
-    save_model(trained.model, folder / "model")
-    final = Remembering(trained.model)
+        with clock("refit on train and dev"): trained = refit(model, trained, learnt, base, seed, folder / UNFINISHED / "refit")
+    final = Remembering(_kept(base, trained))
+    save_model(final.model, folder / "model")
     uses = record_use(test, f"{model}, {folder}", uses_file())
     if (uses["count"] or 0) > 1: log.warning("this test split was used %d times, this run included; a second dev by now", uses["count"])
     with clock("test, once"): runs = on_test(learnt, test, base, final, cheap.settings | tuned.settings, seed)
     with clock("intervals and tests"): figures = measured(learnt, test, runs, chosen, best_cheap, worth, seed)
+    with clock("what was forgotten"):
+        other = not_taught(learnt)
+        forgotten = forgetting(other, base, trained, worth, seed) if other else None
 
     results = {
         "dataset": {"name": test.name, "fingerprint": {s: d.fingerprint for s, d in splits.items()}, "documents": len(test.corpus),
                     **{s: len(d.queries) for s, d in splits.items()}, "dev_carved": carved, "warnings": warnings},
         "checks": [asdict(f) for f in found], "test_uses": uses,
-        **figures, "skipped": {} if no_classes is None else dict.fromkeys(CLASSIFIERS, no_classes),
+        **figures, "forgetting": forgotten, "skipped": {} if no_classes is None else dict.fromkeys(CLASSIFIERS, no_classes),
         "settings": {**cheap.settings, **tuned.settings, "recipe": trained.recipe.name, "epochs": trained.epochs, "lr": trained.recipe.lr,
-                     "seed": seed, "train_limit": train_limit, "worth": worth},
+                     "share": trained.share, "seed": seed, "train_limit": train_limit, "worth": worth},
         "environment": environment(model, base.model), "seconds": dict(clock.seconds)}
     with clock("report"):
         details = {"curves": {r: [p._asdict() for p in c.points] for r, c in trained.curves.items()}, "recipe": trained.recipe.name,
@@ -626,4 +692,5 @@ def run(
                    "scores": {"base": separation(test, base), "tuned": separation(test, final)},
                    "queries": changed_queries(test, runs["base"], runs[chosen])}
         write_outcome(results, details, runs, test.qrels, folder)
+    shutil.rmtree(folder / UNFINISHED)
     return results

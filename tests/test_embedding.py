@@ -1,9 +1,11 @@
 "What a user relies on when a model is fine-tuned: batches without false negatives, one seed one result, dev's epoch kept."
+import datasets
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from tiny import tiny_data, tiny_model
 
@@ -12,7 +14,7 @@ from rag_finetune.data import split
 from rag_finetune.embedding import (
     RememberedAnswers, Rows, answers, batches, dev_score, few_documents, fine_tune, fit, frozen_below, objective, pair_rows,
 )
-from rag_finetune.models import FastEncoder, encode_documents, fingerprint, open_encoder
+from rag_finetune.models import FastEncoder, best_dtype, encode_documents, fingerprint, open_encoder
 
 OBJECTIVES = ("all-answers", "remembered", "in-batch")
 
@@ -104,8 +106,76 @@ def test_every_row_is_seen_in_every_epoch(folder):
             features = list(features)
             Counting.seen += len(features[0]["input_ids"])
             return super().forward(features, labels)
-    curve = fit(model, rows, Counting(model), epochs=3, batch_size=5, lr=1e-4)
-    assert curve.rows == 3 * len(rows.docs) == Counting.seen
+    for seed in range(4):                                      # with the first epoch the longest, or the shortest
+        Counting.seen = 0
+        curve = fit(model, rows, Counting(model), epochs=3, batch_size=5, lr=1e-4, seed=seed)
+        assert curve.rows == 3 * len(rows.docs) == Counting.seen and len(curve.points) == 4
+
+
+class Ours(DefaultBatchSampler):
+    "Our batches, as sentence-transformers' trainer takes them."
+    rows:Rows
+    def __iter__(self): yield from batches(self.rows, self.batch_size, self.seed + self.epoch)
+    def __len__(self): return len(batches(self.rows, self.batch_size, self.seed + self.epoch))
+
+class Still(SentenceTransformerTrainer):
+    "Without dropout."
+    def compute_loss(self, model, *args, **kwargs): return super().compute_loss(model.eval(), *args, **kwargs)
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_weights_are_those_of_the_librarys_trainer(name, folder, splits, tmp_path):
+    def made():
+        torch.manual_seed(0)
+        model = open_encoder(folder, device="cpu")
+        return model, *objective(name, model, splits["train"])
+    model, rows, loss = made()
+    assert len({len(batches(rows, 16, seed)) for seed in range(3)}) == 1, "its epochs must be of one length"
+    curve = fit(model, rows, loss, epochs=3, batch_size=16, lr=3e-3)
+    theirs, rows, loss = made()
+    def sampler(data, **_):
+        Ours.rows = rows
+        return Ours(data, batch_size=16, drop_last=False, seed=0)
+    args = SentenceTransformerTrainingArguments(
+        str(tmp_path), max_steps=curve.steps, per_device_train_batch_size=16, learning_rate=3e-3, warmup_steps=.1, optim="adamw_torch_fused",
+        bf16=best_dtype("cpu") is torch.bfloat16, use_cpu=True, batch_sampler=sampler, seed=0, save_strategy="no", report_to="none",
+        logging_strategy="no")
+    columns = {**rows.columns, **({} if rows.labels is None else {"label": rows.labels})}
+    Still(theirs, args, datasets.Dataset.from_dict(columns), loss=loss).train()
+    assert fingerprint(model) == fingerprint(theirs) != fingerprint(open_encoder(folder, device="cpu"))
+
+
+def test_a_loss_that_is_no_number_stops_the_training(folder, splits):
+    class Broken(MultipleNegativesRankingLoss):
+        def forward(self, features, labels): return super().forward(features, labels) * float("nan")
+    model = open_encoder(folder, device="cpu")
+    before = fingerprint(model)
+    with pytest.raises(DataError, match=r"step 1: the loss is nan; .*learning rate \(now 0.001\)"):
+        fit(model, pair_rows(splits["train"]), Broken(model), lr=1e-3)
+    assert fingerprint(model) == before
+
+
+def test_fine_tune_takes_a_function_that_makes_rows_and_loss(folder, splits):
+    asked = []
+    def mine(model, train, negatives, known):
+        asked.append((negatives, known))
+        return objective("in-batch", model, train, negatives)
+    def trained(name):
+        model = open_encoder(folder, device="cpu")
+        fine_tune(model, splits["train"], name=name, epochs=1, lr=1e-3, negatives=mined)
+        return fingerprint(model)
+    mined = {q: [next(d for d in splits["train"].corpus if d not in splits["train"].positives(q))] for q in splits["train"].queries}
+    assert trained(mine) == trained("in-batch") and asked == [(mined, None)]
+
+
+def test_fine_tune_goes_on_where_it_was_stopped_and_asks_for_the_same_dev(folder, splits, tmp_path):
+    def tuned(saved=None, dev=splits["dev"], **changed):
+        model = open_encoder(folder, device="cpu")
+        return fine_tune(model, splits["train"], dev, epochs=2, lr=1e-3, checkpoints=saved, **changed), fingerprint(model)
+    curve, key = tuned()
+    assert tuned(tmp_path)[1] == key
+    again = tuned(tmp_path, every=3)
+    assert again[1] == key and again[0].points == curve.points
+    with pytest.raises(DataError, match="another training: dev"): tuned(tmp_path, splits["train"])
 
 
 def test_equal_texts_are_nobodys_negatives(folder):

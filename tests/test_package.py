@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "retrieval": "core",
     "verdict": "core metrics",
     "ladder": "core models retrieval",
-    "negatives": "core",
+    "negatives": "core synthetic",
     "training": "core",
     "embedding": "core negatives models metrics retrieval training",
     "reranker": "core negatives models metrics retrieval training",

@@ -10,14 +10,17 @@ from tiny import tiny_data, tiny_model
 
 from rag_finetune.core import DataError, Dataset, ranking
 from rag_finetune.data import load, read_qrels, read_run, sample, split, write_beir
-from rag_finetune.metrics import evaluate
+from rag_finetune.metrics import evaluate, ndcg
 from rag_finetune import pipeline
 from rag_finetune.embedding import fine_tune
 from rag_finetune.models import fingerprint, open_encoder
 from rag_finetune.pipeline import (
     BLENDS, CHEAP_BLENDS, FEW, MANY, METRICS, TUNED_BLENDS, Remembering, Rung, answer, blend, changed_queries, choose, comparisons, judge,
-    new_folder, prepare, query_map, run, separation, slices, why_no_classifier, _both,
+    new_folder, not_taught, prepare, query_map, run, separation, slices, why_no_classifier, _both,
 )
+from rag_finetune.retrieval import dense
+from rag_finetune.training import interpolated
+from rag_finetune.verdict import compare
 
 NOUNS = ("car", "dog", "cat", "house", "tree", "lamp", "door", "ship", "road", "book", "cup", "hat", "bag", "key", "bed", "box", "pen",
          "map", "jar", "fan", "net")
@@ -45,7 +48,7 @@ def test_a_training_query_that_stands_in_test_is_dropped_and_told():
     first = next(iter(splits["train"].queries))
     splits["train"] = replace(splits["train"], queries={**splits["train"].queries, first: twin})
     found = prepare(splits)
-    assert first not in found.splits["train"].queries and len(found.warnings) >= 1 and "1 queries dropped" in found.warnings[0]
+    assert first not in found.splits["train"].queries and len(found.warnings) >= 1 and "1 query dropped" in found.warnings[0]
 
 
 def test_dev_is_carved_out_of_the_budget_and_no_query_is_on_two_sides():
@@ -212,6 +215,29 @@ def test_the_saved_model_is_the_tuned_system(made):
         for d, score in zip(test.corpus, row): assert saved[q][d] == pytest.approx(score, abs=1e-4)
 
 
+def test_dev_chooses_how_far_to_go_and_what_was_forgotten_is_told(made):
+    folder, _, model, results = made
+    told = results["forgetting"]
+    assert told["set"] == "transactions" and told["documents"] == 24 and told["share"] == results["settings"]["share"] > 0
+    assert [p["share"] for p in told["curve"]] == [0., .25, .5, .75, 1.] and {p["other"]["n"] for p in told["curve"]} == {500}
+    scores = {p["share"]: p["dev"]["mean"] for p in told["curve"] if p["share"]}
+    assert scores[told["share"]] == max(scores.values())
+    other = not_taught(_both(made[1]["train"], made[1]["dev"]))
+    def worth(path): return ndcg(other.qrels, dense(other, open_encoder(str(path), device="cpu")), 10)
+    gained = compare(worth(folder / "out" / "model"), worth(model))   # of the model that was saved, over the one that it began with
+    assert told["comparison"]["difference"] == pytest.approx(gained.difference, abs=1e-6) and told["comparison"]["n"] == 500
+    assert told["sentence"] in (folder / "out" / "model" / "README.md").read_text()
+
+
+def test_what_was_not_taught_is_a_bundled_set_without_any_document_of_training():
+    transactions, handbook = load("transactions")["train"], load("handbook")["train"]
+    assert not_taught(transactions).name == "handbook" and not_taught(handbook).name == "transactions"
+    joined = replace(handbook, corpus=handbook.corpus | dict(list(transactions.corpus.items())[:1]))
+    assert not_taught(joined) is None
+    asked = not_taught(transactions)
+    assert set(asked.queries).isdisjoint(load("handbook")["test"].queries) and len(asked.queries) == 500
+
+
 def test_the_same_seed_gives_the_same_figures(made):
     folder, _, model, results = made
     again = run(folder / "data", folder / "again", str(model), epochs=2)
@@ -235,7 +261,7 @@ def test_a_carved_dev_is_given_back_before_the_test(made, tmp_path, monkeypatch)
     def trained(data):
         encoder = open_encoder(str(model), device="cpu")
         fine_tune(encoder, data, name=FEW[0].objective, epochs=3, stop_after=results["settings"]["epochs"], lr=FEW[0].lr)
-        return fingerprint(encoder)
+        return fingerprint(interpolated(open_encoder(str(model), device="cpu"), encoder, results["settings"]["share"]))
     saved = fingerprint(open_encoder(str(tmp_path / "out" / "model"), device="cpu"))
     assert saved == trained(_both(carved.splits["train"], carved.splits["dev"])) != trained(carved.splits["train"])
 
