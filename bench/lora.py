@@ -4,12 +4,12 @@
 
 Four ways to train the embedded model, by the objective that `fine_tune` picks: all layers; the upper half of the layers (the default); an
 adapter on every linear layer; an adapter on those of the upper half. On each set dev chooses each way's learning rate, and the adapter's
-rank, in two epochs with seed 0; then each way is trained for up to four epochs with every seed, dev choosing the epoch, and test is asked
-once. A query's value is its mean over the seeds, and the ways are compared query by query.
+rank, in two epochs over 420 training rows with seed 0; then each way is trained on all rows for up to four epochs with every seed, dev
+choosing the epoch, and test is asked once. A query's value is its mean over the seeds, and the ways are compared query by query.
 
 Apart from that, each in processes of its own: seconds of the processor for a training step, and the most memory that it held above what it
 held after its imports, with short texts and with texts of 128 tokens, turn by turn; the memory of one base with adapters against full
-models, and the milliseconds of a switch between adapters; bytes on disk.
+models, and the milliseconds of a switch between adapters; bytes on disk; what 4-bit weights change, where bitsandbytes is installed.
 
 What is done lies in FOLDER. Where --minutes are over it stops after the step that it is at, and goes on when it is run again; the last run
 writes assets/lora.json. banking77 (1,000 training rows) is under $RAG_FINETUNE_DATA, and left out, which is said, where it is not set.
@@ -25,12 +25,13 @@ import sys
 import time
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ALL, UPPER, ADAPTER, UPPER_ADAPTER = "all layers", "upper half", "adapter", "adapter, upper half"
 FULL_RATES, ADAPTER_RATES, RANKS = (1e-4, 2e-4, 5e-4), (2e-4, 1e-3, 2e-3, 5e-3), (4, 16, 64)
-GRID_EPOCHS, EPOCHS = 2, 4
+GRID_EPOCHS, GRID_ROWS, EPOCHS = 2, 420, 4
 METRICS = ("nDCG@10", "accuracy@1")
 PAIRS = ((ADAPTER, ALL), (ADAPTER, UPPER), (UPPER_ADAPTER, UPPER), (ADAPTER, "as it came"), (UPPER, "as it came"))
 
@@ -55,9 +56,11 @@ def prepared(way, rank, seed=0):
 
 def train(job):
     "Train once; the model stays in the work folder if `keep`."
+    from rag_finetune.data import sample
     from rag_finetune.embedding import fine_tune
     from rag_finetune.lora import save_adapter
     splits = splits_of(job["set"])
+    if job["rows"]: splits["train"] = sample(splits["train"], job["rows"], 0)
     model, share = prepared(job["way"], job["rank"], job["seed"])
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     start = time.process_time()
@@ -65,7 +68,7 @@ def train(job):
     found = {"dev": [p.dev for p in curve.points], "loss": [p.loss for p in curve.points], "best": curve.best, "steps": curve.steps,
              "parameters": trained if job["way"] != UPPER else upper_parameters(model), "seconds": time.process_time() - start}
     if job["keep"]:
-        if job["rank"]: save_adapter(model, job["keep"])
+        if job["rank"]: save_adapter(model, job["keep"], "default")
         else: model.save(job["keep"])
     return found
 
@@ -85,6 +88,12 @@ def test(job):
     data = splits_of(job["set"])["test"]
     run = dense(data, FastEncoder(model), k=10)
     return {"nDCG@10": ndcg(data.qrels, run, 10), "accuracy@1": accuracy(data.qrels, run, 1)}
+
+def processor():
+    "Its name, where the system tells."
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 def held(part):
     "MiB that the process holds now (VmRSS), or the most that it ever held (VmHWM)."
@@ -123,7 +132,7 @@ def serve(job):
         for i in range(job["n"]):
             model = open_encoder()
             add_adapter(model, job["rank"], seed=i)
-            save_adapter(model, work / str(i))
+            save_adapter(model, work / str(i), "default")
         return {"made": job["n"]}   # measured in the next process
     before = held("VmRSS")
     if job["how"] == "whole models":
@@ -138,7 +147,23 @@ def serve(job):
     for i in range(200): switch(base, str(i % job["n"]))
     return {"MiB": grown, "milliseconds of a switch": (time.process_time() - start) * 5}
 
-JOBS = {"train": train, "test": test, "cost": cost, "serve": serve}
+def bits(job):
+    "What 4-bit weights change before any training: cosines with the vectors of float32, and dev's nDCG@10."
+    from rag_finetune.data import load
+    from rag_finetune.lora import open_4bit
+    from rag_finetune.metrics import ndcg
+    from rag_finetune.models import FastEncoder, encode_queries, open_encoder
+    from rag_finetune.retrieval import dense
+    from rag_finetune.verdict import compare, decide, sentence
+    dev, four, whole = load("transactions")["dev"], open_4bit(device=job["device"]), open_encoder(device=job["device"])
+    texts = list(dev.queries.values())
+    cosines = (encode_queries(four, texts) * encode_queries(whole, texts)).sum(axis=1)
+    a, b = (ndcg(dev.qrels, dense(dev, FastEncoder(m), k=10), 10) for m in (four, whole))
+    found = compare(a, b, "4 bits", "float32", "nDCG@10")
+    return {"device": job["device"], "mean cosine": float(cosines.mean()), "least cosine": float(cosines.min()), **found.as_dict(),
+            "says": sentence(found, decide(found))}
+
+JOBS = {"train": train, "test": test, "cost": cost, "serve": serve, "bits": bits}
 
 
 class Work:
@@ -161,10 +186,12 @@ class Work:
 
 def quality(work, name, seeds):
     "The grid, what dev chose, and the test."
-    def trained(way, rank, lr, epochs, seed=0, keep=""):
-        return work("train", set=name, way=way, rank=rank, lr=lr, epochs=epochs, seed=seed, keep=keep)
+    def trained(way, rank, lr, epochs, rows=0, seed=0, keep=""):
+        return work("train", set=name, way=way, rank=rank, lr=lr, epochs=epochs, rows=rows, seed=seed, keep=keep)
     grid = []
-    def tried(way, rank, lr): grid.append({"way": way, "rank": rank, "lr": lr, "dev": max(trained(way, rank, lr, GRID_EPOCHS)["dev"][1:])})
+    def tried(way, rank, lr):
+        found = trained(way, rank, lr, GRID_EPOCHS, GRID_ROWS)["dev"]
+        grid.append({"way": way, "rank": rank, "lr": lr, "dev": max(found[1:])})
     def best(way): return max((g for g in grid if g["way"] == way), key=lambda g: g["dev"])
     for way in (ALL, UPPER):
         for lr in FULL_RATES: tried(way, 0, lr)
@@ -176,7 +203,7 @@ def quality(work, name, seeds):
     for way in (ALL, UPPER, ADAPTER, UPPER_ADAPTER):
         rank, lr = best(way)["rank"], best(way)["lr"]
         kept = {seed: str(work.folder / f"{name}-{way.replace(', ', '-').replace(' ', '-')}-{seed}") for seed in seeds}
-        runs = [trained(way, rank, lr, EPOCHS, seed, kept[seed]) for seed in seeds]
+        runs = [trained(way, rank, lr, EPOCHS, 0, seed, kept[seed]) for seed in seeds]
         chosen[way] = {"rank": rank, "lr": lr, "epochs": [r["best"] for r in runs], "dev": [max(r["dev"][1:]) for r in runs],
                        "parameters": runs[0]["parameters"], "seconds": [round(r["seconds"], 1) for r in runs],
                        "bytes": sum(f.stat().st_size for f in Path(kept[seeds[0]]).rglob("*") if f.is_file())}
@@ -189,8 +216,9 @@ def compared(values):
     test, comparisons = [], []
     for metric in METRICS:
         means = {way: {q: statistics.mean(run[metric][q] for run in runs) for q in runs[0][metric]} for way, runs in values.items()}
-        test += [{"way": way, "metric": metric, **interval(v).as_dict(), "seeds": [statistics.mean(r[metric].values()) for r in values[way]]}
-                 for way, v in means.items()]
+        for way, v in means.items():
+            each = [statistics.mean(run[metric].values()) for run in values[way]]
+            test.append({"way": way, "metric": metric, **interval(v).as_dict(), "seeds": each})
         comparisons += [c.as_dict() | {"says": sentence(c, decide(c))} for c in compare_all(means, PAIRS, metric)]
     return {"test": test, "comparisons": comparisons}
 
@@ -239,11 +267,15 @@ def main():
     sets = [s for s in args.sets.split(",") if s == "transactions" or os.environ.get("RAG_FINETUNE_DATA")]
     if left := set(args.sets.split(",")) - set(sets): print("left out, as RAG_FINETUNE_DATA is not set:", *left)
     work, seeds = Work(args.work.resolve(), args.minutes), [int(s) for s in args.seeds.split(",")]
+    import torch
+
+    from rag_finetune.models import best_device
     found = {"sets": {name: quality(work, name, seeds) for name in sets}}
     found |= {"cost": costs(work, args.rounds), "serving": serving(work, args.rounds)}
-    import torch
-    machine = {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-               "python": platform.python_version(), "versions": {p: version(p) for p in ("torch", "sentence-transformers", "transformers", "peft")}}
+    if find_spec("bitsandbytes"): found["4 bits"] = work("bits", device=best_device())
+    else: print("left out, as bitsandbytes is not installed: 4 bits")
+    versions = {"python": platform.python_version()} | {p: version(p) for p in ("torch", "sentence-transformers", "transformers", "peft")}
+    machine = {"processor": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "versions": versions}
     command = f"python bench/lora.py --work FOLDER --sets {','.join(sets)} --seeds {args.seeds} --rounds {args.rounds}"
     saved = {"command": f"OMP_NUM_THREADS={torch.get_num_threads()} {command}", "machine": machine, "seeds": seeds, **found}
     (ROOT / "assets" / "lora.json").write_text(json.dumps(saved, indent=1) + "\n")

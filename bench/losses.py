@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python bench/losses.py [--only "NAME;..."]
 
-The bundled transactions (1,260 train, 330 dev, 864 test; 24 categories): all-MiniLM-L6-v2, its upper half trained, learning rate 1e-4, every
-loss with 2,520 rows (two epochs of 1,260, or one of the 2,520 labelled pairs) in steps of at most 32 (in-batch negatives: 20, since each
+The bundled transactions (1,260 train, 330 dev, 864 test; 24 categories): all-MiniLM-L6-v2, its upper half trained, rate 1e-4, every loss
+with 2,520 rows (two epochs of 1,260, or one of the 2,520 labelled pairs) in steps of at most 32 (in-batch negatives: 20, since each
 category stands in a batch once), one seed. The wrong category, where a loss wants one, is the untrained model's best. Losses with a margin
 are trained with several. Dev chooses the margin and the loss, by nDCG@10; the intervals on dev are over its queries, and every loss is
 compared with in-batch negatives and with the softmax over all answers, paired, corrected for the number of pairs. What dev chose is then
@@ -161,7 +161,8 @@ def main():
         row = {"loss": setting[0], "margin": setting[1], "steps": curve.steps, "rows": curve.rows,
                "training_loss": [p.loss for p in curve.points[1:]], "dev": values(model, splits["dev"]),
                "seconds": round(time.process_time() - began)}
-        if setting[0] in (IN_BATCH, ALL): row["lengths"] = {str(n): interval(values(model, splits["dev"], n)).as_dict() for n in (384, *NESTED)}
+        if setting[0] in (IN_BATCH, ALL):
+            row["lengths"] = {str(n): interval(values(model, splits["dev"], n)).as_dict() for n in (384, *NESTED)}
         kept["rows"][name] = row
         save(kept)
         print(f"{name}: {np.mean(list(row['dev'].values())):.4f} on dev after {curve.steps} steps, {row['seconds']} s", flush=True)

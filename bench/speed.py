@@ -1,58 +1,77 @@
 """How fast are we against what a user would do otherwise? Both sides in one run, turn by turn.
 
-    python bench/speed.py [--rounds 5] [--short 1000] [--long 100] [--pairs 192] [--epochs 1]
-                          [--training-rounds 2] [--skip-training] [--skip-encoding] [--save]
+    python bench/speed.py [--parts encoding,int8,training,mining,search] [--rounds 5] [--save]
+                          [--short 800] [--long 60] [--pairs 192] [--epochs 2] [--docs 5000] [--queries 500] [--judged 500]
 
-Encoding: `encode_queries`/`encode_documents` against `SentenceTransformer.encode_query`/`encode_document` with their defaults (float32,
-32 texts a batch), on short texts (the bundled transactions; banking77 where $RAG_FINETUNE_DATA is set) and long ones (scifact, there).
-Training: `fine_tune` against the recipe that sentence-transformers documents (MultipleNegativesRankingLoss, float32, batches of 32,
-NO_DUPLICATES), same learning rate, warm-up and epochs, on pairs of scifact and medquad where $RAG_FINETUNE_DATA is set. Only training
-steps are timed; dev nDCG@10 is measured afterwards on both models, over the dev queries' documents and some others.
+`encoding`: `encode_queries`/`encode_documents` against `SentenceTransformer.encode_query`/`encode_document` with their defaults
+(float32, 32 texts a batch), on short texts (the bundled transactions, banking77) and long ones (scifact's abstracts, 230 tokens), in
+float32, in bf16 where the machine multiplies it, and in int8 where OpenVINO is there. Beside it the share of the machine's peak: the
+operations that the texts need, counted from the model's shapes, padding left out, a second, over those of the best plain matrix product
+(`torch.mm`, float32 or bf16, several sizes) measured in the same round.
+`int8`: what rounding costs: nDCG@10 with float32 and with int8 vectors, query by query, on transactions (train and dev) and scifact (train).
+`training`: `fine_tune` as it comes against the recipe that sentence-transformers documents (MultipleNegativesRankingLoss, float32,
+batches of 32, NO_DUPLICATES), same learning rate, warm-up and epochs: short texts (transactions, banking77), long ones (scifact,
+medquad). "same settings" trains all layers on whole texts on our side too, so that what is left is dropout and engine. All of
+`fine_tune` is timed, of theirs `trainer.train()`. Afterwards nDCG@10 on some dev queries, query by query.
+`mining`: `dense` and `mine` against `mine_hard_negatives` at equal settings, the vectors at hand on both sides (bench/negatives.py has
+more, and the memory).
+`search`: `dense` over stored vectors against `sentence_transformers.util.semantic_search` and a loop over queries in numpy.
 
-Each round runs one side and then the other (every other round the other way round), so that other work on the machine meets both; a
-ratio is the median over rounds of this round's ratio, with the least and the greatest. --save writes assets/speed.json.
+Public sets need $RAG_FINETUNE_DATA. Each round runs one side and then the other (every other round the other way round), so that other
+work on the machine meets both; a ratio is the median over rounds of this round's ratio, with the least and the greatest, by the clock
+and by the processor's seconds. Memory is the most that a process of its own held, above what it held before the call.
+--save writes what was measured into assets/speed.json, part by part; parts that were not asked for stay.
 """
 import argparse
+import importlib.util
 import json
 import os
 import platform
 import random
+import resource
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import datasets
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.training_args import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from transformers import PrinterCallback, TrainerCallback
+from sentence_transformers.util import mine_hard_negatives, semantic_search
+from transformers import PrinterCallback
 
 from rag_finetune.core import Dataset
 from rag_finetune.data import carve_dev, load, sample, split
-from rag_finetune.embedding import dev_score, fine_tune
-from rag_finetune.models import FastEncoder, best_device, best_dtype, encode_documents, encode_queries, open_encoder
+from rag_finetune.embedding import fine_tune, fit, objective
+from rag_finetune.metrics import ndcg
+from rag_finetune.models import FastEncoder, best_device, best_dtype, encode_documents, encode_queries, int8_encoder, open_encoder
+from rag_finetune.negatives import mine
+from rag_finetune.retrieval import dense
+from rag_finetune.verdict import compare, decide, sentence
 
-ROOT = Path(__file__).resolve().parent.parent
+SAVED = Path(__file__).resolve().parent.parent / "assets" / "speed.json"
 LR = 5e-5   # of both sides: the default of sentence-transformers' training arguments, and ours
-NO_BF16 = "this CPU has no AVX512-BF16 or AMX: the bf16 figure does not apply here"
+NO_BF16 = "this CPU has no AVX512-BF16 or AMX: bf16 is not measured here, and the peak is that of float32"
+NO_INT8 = "OpenVINO is not installed: int8 is not measured here"
 
 
 def machine(device):
     "What a figure depends on."
     model = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor())
     flags = torch.cpu.get_capabilities()
+    packages = ("torch", "sentence-transformers", "transformers", "numpy", *(["openvino"] if has_openvino() else []))
     return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "avx512_bf16": bool(flags.get("avx512_bf16")), "amx_bf16": bool(flags.get("amx_bf16")),
+            **{flag: bool(flags.get(flag)) for flag in ("avx512_vnni", "avx512_bf16", "amx_bf16")},
             "device": torch.cuda.get_device_name() if device == "cuda" else device, "bf16": best_dtype(device) is torch.bfloat16,
             "load_average": [round(x, 1) for x in os.getloadavg()], "system": f"{platform.system()} {platform.machine()}",
-            "versions": {p: version(p) for p in ("torch", "sentence-transformers", "transformers", "numpy")},
-            "python": platform.python_version()}
+            "versions": {p: version(p) for p in packages}, "python": platform.python_version()}
 
 
 def _cpuinfo():
@@ -60,80 +79,168 @@ def _cpuinfo():
     return path.read_text().splitlines() if path.exists() else []
 
 
-def compare(name, unit, theirs, ours, rounds, notes):
-    "Both sides turn by turn; each side returns (units, seconds)."
-    rates = {"theirs": [], "ours": []}
+def has_openvino(): return importlib.util.find_spec("openvino") is not None
+
+
+def data(name):
+    "A set's splits, or None where it is not on this machine."
+    if name == "transactions": return load(name)
+    folder = os.environ.get("RAG_FINETUNE_DATA")
+    if not folder: return None
+    splits = load(Path(folder) / {"medquad": "medquad/medquad.csv"}.get(name, name))
+    if "all" in splits: splits = split(splits["all"])
+    return splits if "dev" in splits else carve_dev(splits)
+
+
+# ---- both sides, turn by turn
+
+def timed(f, device):
+    "What `f` returns, and seconds by the clock and of the processor."
+    clock, processor = time.perf_counter(), time.process_time()
+    found = f()
+    if device == "cuda": torch.cuda.synchronize()
+    return found, time.perf_counter() - clock, time.process_time() - processor
+
+
+def middle(values): return {"ratio": statistics.median(values), "least": min(values), "greatest": max(values)}
+
+
+def turns(case, rounds, device):
+    "A row: units a second of both sides, and their ratio round by round."
+    took = {"theirs": [], "ours": []}
     for i in range(rounds):
-        for side in ("theirs", "ours") if i % 2 == 0 else ("ours", "theirs"):
-            units, seconds = (theirs if side == "theirs" else ours)()
-            rates[side].append(units / seconds)
-    ratios = [o / t for o, t in zip(rates["ours"], rates["theirs"])]
-    row = {"what": name, "unit": unit, "theirs": statistics.median(rates["theirs"]), "ours": statistics.median(rates["ours"]),
-           "ratio": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios), "rates": rates, **notes}
-    print(f"{name:44s} {row['theirs']:9.1f} {row['ours']:9.1f} {unit:8s} {row['ratio']:5.2f}  "
-          f"({row['least']:.2f} to {row['greatest']:.2f})  " + ", ".join(f"{k} {v}" for k, v in notes.items()), flush=True)
+        for side in list(took)[::1 if i % 2 == 0 else -1]:
+            found, clock, processor = timed(case["sides"][side], device)
+            units = case["units"](found)
+            took[side].append({"clock": units / clock, "processor": units / max(processor, 1e-9), "seconds": clock})
+            if "after" in case: took[side][-1] |= case["after"](found, clock)
+    def ratios(kind): return [o[kind] / t[kind] for o, t in zip(took["ours"], took["theirs"])]
+    row = {"what": case["what"], "unit": case["unit"], "theirs": statistics.median(t["clock"] for t in took["theirs"]),
+           "ours": statistics.median(t["clock"] for t in took["ours"]), **middle(ratios("clock")), "processor": middle(ratios("processor")),
+           "rounds": took, **case["notes"]}
+    for side in took:
+        if "share" in took[side][0]: row[f"share of peak, {side}"] = middle([t["share"] for t in took[side]])
+    extra = ", ".join(f"{k} {v}" for k, v in case["notes"].items())
+    if "share of peak, ours" in row:
+        extra = ", ".join(f"{side} at {row[f'share of peak, {side}']['ratio']:.0%} of the peak" for side in took) + ", " + extra
+    print(f"{case['what']:40s} {row['theirs']:9.1f} {row['ours']:9.1f} {case['unit']:9s} {row['ratio']:5.2f} ({row['least']:.2f} to "
+          f"{row['greatest']:.2f})  {row['processor']['ratio']:5.2f} by the processor; {extra}", flush=True)
     return row
 
 
-def timed(f, units):
-    start = time.perf_counter()
-    f()
-    return units, time.perf_counter() - start
+def held(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # MiB
+
+
+def memory(part, index, args):
+    "MiB that each side holds at most above what it held before, each in a process of its own."
+    sizes = [f"--{name}={getattr(args, name)}" for name in SIZES]
+    def side(name):
+        told = [sys.executable, __file__, *sizes, "--alone", f"{part} {index} {name}"]
+        return json.loads(subprocess.run(told, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return {name: side(name) for name in ("theirs", "ours")}
+
+
+def alone(told, args, device):
+    part, index, side = told.split()
+    case = list(PARTS[part](args, device))[int(index)]
+    before = held()
+    case["sides"][side]()
+    print(round(held() - before))
 
 
 # ---- encoding
 
-def texts_by_length(data, short, long):
+def peak(dtype, device, seconds=.3):
+    "Operations a second of the best plain matrix product."
+    def one(m, k, n):
+        a, b = torch.randn(m, k, dtype=dtype, device=device), torch.randn(k, n, dtype=dtype, device=device)
+        best, _ = 0., torch.mm(a, b)
+        for _ in range(3):
+            count, start = 0, time.perf_counter()
+            while time.perf_counter() - start < seconds / 3:
+                torch.mm(a, b)
+                if device == "cuda": torch.cuda.synchronize()
+                count += 1
+            best = max(best, 2 * m * k * n * count / (time.perf_counter() - start))
+        return best
+    sizes = [(1024, 1024, 1024), (2048, 384, 1536), (2048, 1536, 384), *([(8192, 8192, 8192)] if device == "cuda" else [])]
+    return max(one(*size) for size in sizes)
+
+
+def operations(encoder, lengths):
+    "Of the layers' matrix products for texts of so many tokens, padding left out; two for each multiplication."
+    c = encoder[0].model.config
+    dense_layer = 2 * (4 * c.hidden_size ** 2 + 2 * c.hidden_size * c.intermediate_size)   # a token: q, k, v, output, and up and down
+    return c.num_hidden_layers * sum(n * dense_layer + 4 * n * n * c.hidden_size for n in lengths)
+
+
+def texts_by_length(args):
     "name -> (kind, texts): what is there to encode."
-    found = {"transactions": ("query", list(load("transactions")["test"].queries.values())[:short])}
-    if data:
-        found["banking77"] = ("query", list(load(data / "banking77")["test"].queries.values())[:short])
-        found["scifact"] = ("document", random.Random(0).sample(sorted(load(data / "scifact")["test"].corpus.values()), long))
+    found = {"transactions": ("query", list(load("transactions")["test"].queries.values())[:args.short])}
+    if data("banking77"): found["banking77"] = ("query", list(data("banking77")["test"].queries.values())[:args.short])
+    if data("scifact"):
+        found["scifact"] = ("document", random.Random(0).sample(sorted(data("scifact")["test"].corpus.values()), args.long))
     return found
 
 
-def encoding(encoder, data, args):
-    rows = []
-    for name, (kind, texts) in texts_by_length(data, args.short, args.long).items():
-        ours, own = (encode_queries, encoder.encode_query) if kind == "query" else (encode_documents, encoder.encode_document)
-        tokens = [len(t) for t in encoder.tokenizer(texts, truncation=True, max_length=encoder.max_seq_length)["input_ids"]]
+def encoding(args, device):
+    encoder = open_encoder("default", device=device)
+    for name, (kind, texts) in texts_by_length(args).items():
+        fast, own = (encode_queries, encoder.encode_query) if kind == "query" else (encode_documents, encoder.encode_document)
+        lengths = [len(t) for t in encoder.tokenizer(texts, truncation=True, max_length=encoder.max_seq_length)["input_ids"]]
+        kinds = {str(d)[6:]: lambda f=fast, t=texts, d=d: f(encoder, t, dtype=d) for d in {torch.float32, best_dtype(device)}}
+        if has_openvino():
+            ready = int8_encoder(encoder, texts[:100])
+            kinds["int8"] = lambda e=ready, t=texts, k=kind: e.encode_query(t) if k == "query" else e.encode_document(t)
         expected = own(texts)
-        for dtype in dict.fromkeys((torch.float32, best_dtype(encoder.device))):
-            own(texts[:64]); ours(encoder, texts[:64], dtype=dtype)   # warm up
-            cosine = float(np.min(np.sum(ours(encoder, texts, dtype=dtype) * expected, axis=1)))
-            notes = {"texts": len(texts), "mean tokens": round(statistics.mean(tokens), 1), "least cosine": round(cosine, 5)}
-            rows.append(compare(f"encode {name}, {str(dtype)[6:]}", "texts/s", lambda o=own, t=texts: timed(lambda: o(t), len(t)),
-                                lambda o=ours, t=texts, d=dtype: timed(lambda: o(encoder, t, dtype=d), len(t)), args.rounds, notes))
+        for how, ours in kinds.items():
+            dtype, cosine = torch.bfloat16 if how == "bfloat16" else torch.float32, np.sum(ours() * expected, axis=1)
+            def share(found, clock, work=operations(encoder, lengths), dtype=dtype):
+                return {"share": work / clock / (best := peak(dtype, device)), "peak": best, "of": str(dtype)[6:]}
+            yield {"what": f"encode {name}, {how}", "unit": "texts/s", "units": len, "after": share,
+                   "sides": {"theirs": lambda o=own, t=texts: o(t), "ours": ours},
+                   "notes": {"set": name, "kind": how, "texts": len(texts), "mean tokens": round(statistics.mean(lengths), 1),
+                             "least cosine": round(float(cosine.min()), 5)}}
+
+
+# ---- what int8 costs
+
+class Known:
+    "An encoder that looks vectors up."
+    similarity_fn_name = "cosine"
+    def __init__(self, queries, documents): self.queries, self.documents = queries, documents
+    def encode_query(self, texts): return np.stack([self.queries[t] for t in texts])
+    def encode_document(self, texts): return np.stack([self.documents[t] for t in texts])
+
+
+def known(encoder, dataset):
+    "All vectors of a dataset."
+    queries, documents = (list(dict.fromkeys(texts.values())) for texts in (dataset.queries, dataset.corpus))
+    return Known(dict(zip(queries, encoder.encode_query(queries))), dict(zip(documents, encoder.encode_document(documents))))
+
+
+def quality(args, device):
+    "Rows of nDCG@10 with float32 and with int8 vectors; neither set's test queries are asked."
+    if not has_openvino(): return []
+    encoder, rows = open_encoder("default", device=device), []
+    for name in ("transactions", "scifact"):
+        if not (splits := data(name)): continue
+        train, dev = splits["train"], splits["dev"]
+        both = Dataset(train.corpus, train.queries | dev.queries, train.qrels | dev.qrels, name)
+        asked = smaller(both, args.judged, args.docs)
+        ready = int8_encoder(encoder, [*list(asked.queries.values())[:50], *list(asked.corpus.values())[:50]])
+        seen = {how: known(e, asked) for how, e in (("float32", FastEncoder(encoder, torch.float32)), ("int8", ready))}
+        values = {how: ndcg(asked.qrels, dense(asked, e, k=10), 10) for how, e in seen.items()}
+        c = compare(values["int8"], values["float32"], "int8", "float32", "nDCG@10")
+        told = sentence(c, decide(c))
+        rows.append({"what": f"int8 {name}", "documents": len(asked.corpus), **c.as_dict(), "sentence": told,
+                     "float32": statistics.fmean(values["float32"].values())})
+        print(f"int8 on {name}, {len(asked.corpus):,} documents: {told}", flush=True)
     return rows
 
 
-# ---- training
-
-class Stopwatch(TrainerCallback):
-    "Seconds from the first step to the last."
-    def on_train_begin(self, args, state, control, **kwargs): self.start = time.monotonic()
-    def on_train_end(self, args, state, control, **kwargs): self.seconds = time.monotonic() - self.start
-
-
-def documented_recipe(model, train, epochs):
-    "Fine-tune as sentence-transformers documents it; (pairs, seconds)."
-    pairs = [(train.queries[q], train.corpus[d]) for q in train.queries for d in train.positives(q)]
-    rows = datasets.Dataset.from_dict({"anchor": [a for a, _ in pairs], "positive": [p for _, p in pairs]})
-    watch = Stopwatch()
-    with TemporaryDirectory() as folder:
-        args = SentenceTransformerTrainingArguments(
-            output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=32, learning_rate=LR, warmup_steps=.1,
-            fp16=False, bf16=False, batch_sampler=BatchSamplers.NO_DUPLICATES, use_cpu=model.device.type == "cpu", seed=0,
-            save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False)
-        loss = MultipleNegativesRankingLoss(model)
-        trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=rows, loss=loss, callbacks=[watch])
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return len(pairs) * epochs, watch.seconds
-
-
 def smaller(dataset, queries, docs):
-    "`queries` queries, their documents and others up to `docs`: a dev set that takes seconds to score."
+    "`queries` queries, their documents and others up to `docs`."
     few = sample(dataset, queries)
     keep = dict.fromkeys(d for q in few.queries for d in few.positives(q))
     others = random.Random(0).sample([d for d in dataset.corpus if d not in keep], max(0, min(docs, len(dataset.corpus)) - len(keep)))
@@ -141,56 +248,166 @@ def smaller(dataset, queries, docs):
     return Dataset(corpus, few.queries, {q: {d: g for d, g in few.qrels[q].items() if d in corpus} for q in few.queries}, dataset.name)
 
 
-def training(data, device, args):
+# ---- training
+
+def documented_recipe(model, train, epochs):
+    "Fine-tune as sentence-transformers documents it; the rows seen."
+    pairs = [(train.queries[q], train.corpus[d]) for q in train.queries for d in train.positives(q)]
+    rows = datasets.Dataset.from_dict({"anchor": [a for a, _ in pairs], "positive": [p for _, p in pairs]})
+    with TemporaryDirectory() as folder:
+        args = SentenceTransformerTrainingArguments(
+            output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=32, learning_rate=LR, warmup_steps=.1,
+            fp16=False, bf16=False, batch_sampler=BatchSamplers.NO_DUPLICATES, use_cpu=model.device.type == "cpu", seed=0,
+            save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False)
+        trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=rows, loss=MultipleNegativesRankingLoss(model))
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return len(pairs) * epochs
+
+
+def same_settings(model, train, epochs):
+    "All layers, whole texts, the same objective: what is left is dropout and the engine."
+    rows, loss = objective("in-batch", model, train)
+    return fit(model, rows, loss, epochs=epochs, lr=LR, tokens=model.max_seq_length).rows
+
+
+def training(args, device):
+    ours = {"": lambda m, t: fine_tune(m, t, epochs=args.epochs, lr=LR).rows, ", same settings": lambda m, t: same_settings(m, t, args.epochs)}
+    for name in ("transactions", "banking77", "scifact", "medquad"):
+        if not (splits := data(name)): continue
+        train, dev = sample(splits["train"], args.pairs), smaller(splits["dev"], 100, 200)
+        count, base = open_encoder("default", device=device), {}
+        base = ndcg(dev.qrels, dense(dev, FastEncoder(count), k=10), 10)
+        asked = [t for q in train.queries for t in (train.queries[q], train.corpus[train.positives(q)[0]])]
+        tokens = [len(t) for t in count.tokenizer(asked, truncation=True, max_length=count.max_seq_length)["input_ids"]]
+        for how, train_ours in ours.items():
+            last = {}
+            def side(f, key, last=last, train=train):
+                def go():
+                    last[key] = open_encoder("default", device=device)
+                    return f(last[key], train)
+                return go
+            yield {"what": f"train {name}{how}", "unit": "pairs/s", "units": lambda rows: rows, "dev": dev, "base": base, "models": last,
+                   "sides": {"theirs": side(lambda m, t: documented_recipe(m, t, args.epochs), "theirs"), "ours": side(train_ours, "ours")},
+                   "notes": {"set": name, "queries": len(train.queries), "epochs": args.epochs,
+                             "mean tokens": f"{statistics.mean(tokens[::2]):.0f} and {statistics.mean(tokens[1::2]):.0f}"}}
+
+
+def judged(case):
+    "How good the models of the last round are on dev."
+    values = {side: ndcg(case["dev"].qrels, dense(case["dev"], FastEncoder(m), k=10), 10) for side, m in case["models"].items()}
+    c = compare(values["ours"], values["theirs"], "ours", "theirs", "nDCG@10")
+    print(f"{'':40s} {sentence(c, decide(c))}; base {statistics.fmean(case['base'].values()):.3f}", flush=True)
+    return {"base": statistics.fmean(case["base"].values()), **{s: statistics.fmean(v.values()) for s, v in values.items()},
+            "compared": c.as_dict(), "sentence": sentence(c, decide(c))}
+
+
+# ---- mining and search
+
+def synthetic(n_docs, n_queries):
+    "Vectors in groups, as a model's are, and a dataset whose texts are their names."
+    rng = np.random.default_rng(0)
+    def vectors(n):
+        found = centres[rng.integers(0, len(centres), n)] + .7 * rng.standard_normal((n, 384), dtype=np.float32) / 384 ** .5
+        return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    centres = rng.standard_normal((max(2, n_docs // 20), 384), dtype=np.float32) / 384 ** .5
+    docs, queries = {f"d{i}": f"document {i}" for i in range(n_docs)}, {f"q{i}": f"query {i}" for i in range(n_queries)}
+    d, q = vectors(n_docs), vectors(n_queries)
+    best = np.concatenate([(part @ d.T).argmax(axis=1) for part in np.array_split(q, max(1, n_queries // 500))])
+    qrels = {query: {f"d{i}": 1} for query, i in zip(queries, best.tolist())}
+    return Dataset(docs, queries, qrels, "made"), Known(dict(zip(queries.values(), q)), dict(zip(docs.values(), d)))
+
+
+class Model(SentenceTransformer):
+    "The looked-up vectors as the class that the library's miner asks for."
+    def __init__(self, vectors):
+        torch.nn.Module.__init__(self)
+        self.vectors, self.prompts, self.default_prompt_name, self.similarity_fn_name = vectors, {}, None, "cosine"
+    def encode_query(self, texts, **kwargs): return torch.from_numpy(self.vectors.encode_query(texts))
+    def encode_document(self, texts, **kwargs): return torch.from_numpy(np.stack([self.vectors.documents[t] for t in texts]))
+
+
+def mining(args, device):
+    dataset, vectors = synthetic(args.docs, args.queries)
+    table = datasets.Dataset.from_dict({"query": list(dataset.queries.values()),
+                                        "answer": [dataset.corpus[dataset.positives(q)[0]] for q in dataset.queries]})
+    texts, model = list(dataset.corpus.values()), Model(vectors)
+    def theirs():
+        found = mine_hard_negatives(table, model, corpus=texts, range_max=30, num_negatives=4, relative_margin=.05, verbose=False)
+        return list(zip(found["query"], found["negative"]))
+    def ours():
+        mined, _ = mine(dataset, dense(dataset, vectors, k=31), last=31, relative_margin=.05, per_query=4, seed=None)
+        return [(dataset.queries[q], dataset.corpus[d]) for q, docs in mined.items() for d in docs]
+    same = len(set(ours()) & set(theirs())) / len(set(theirs()))
+    yield {"what": "mine, vectors at hand", "unit": "queries/s", "units": lambda found: len(dataset.queries),
+           "sides": {"theirs": theirs, "ours": ours},
+           "notes": {"documents": args.docs, "queries": args.queries, "the same negatives": round(same, 4)}}
+
+
+def search(args, device):
+    dataset, vectors = synthetic(args.docs, args.queries)
+    folder = mkdtemp()
+    dense(dataset, vectors, "made", store=folder)   # stored once, as an index is
+    q, d = (torch.from_numpy(np.stack(list(v.values()))) for v in (vectors.queries, vectors.documents))
+    ids = list(dataset.corpus)
+    def loop():
+        found = {}
+        for name, vector in zip(dataset.queries, q.numpy()):
+            scores = d.numpy() @ vector
+            found[name] = {ids[i]: float(scores[i]) for i in np.argsort(-scores)[:100]}
+        return found
+    def library(): return {name: {ids[h["corpus_id"]]: h["score"] for h in hits}
+                           for name, hits in zip(dataset.queries, semantic_search(q, d, top_k=100))}
+    def ours(): return dense(dataset, vectors, "made", store=folder)
+    for name, theirs in (("semantic_search", library), ("a loop in numpy", loop)):
+        same = statistics.fmean(len(a.keys() & b.keys()) / 100 for a, b in zip(ours().values(), theirs().values()))
+        yield {"what": f"search, {name}", "unit": "queries/s", "units": len, "sides": {"theirs": theirs, "ours": ours},
+               "notes": {"documents": args.docs, "queries": args.queries, "the same documents": round(same, 4)}}
+
+
+PARTS = {"encoding": encoding, "training": training, "mining": mining, "search": search}
+HELD = ("training", "mining")   # memory matters
+SIZES = {"short": 800, "long": 60, "pairs": 192, "epochs": 2, "docs": 5000, "queries": 500, "judged": 500}
+
+
+def measured(part, args, device):
+    "A part's rows."
+    if part == "int8": return quality(args, device)
     rows = []
-    sources = {"scifact": data / "scifact", "medquad": data / "medquad" / "medquad.csv"}
-    for name, path in sources.items():
-        splits = load(path)
-        splits = split(splits["all"]) if "all" in splits else splits if "dev" in splits else carve_dev(splits)
-        train, dev, scores = sample(splits["train"], args.pairs), smaller(splits["dev"], 50, 200), {"theirs": [], "ours": []}
-
-        def theirs(train=train, dev=dev, scores=scores):
-            model = open_encoder("default", device=device)
-            found = documented_recipe(model, train, args.epochs)
-            scores["theirs"].append(dev_score(FastEncoder(model), dev))
-            return found
-
-        def ours(train=train, dev=dev, scores=scores):
-            model = open_encoder("default", device=device)
-            curve = fine_tune(model, train, epochs=args.epochs, lr=LR)
-            scores["ours"].append(dev_score(FastEncoder(model), dev))
-            return curve.rows, curve.seconds
-
-        base = round(dev_score(FastEncoder(open_encoder("default", device=device)), dev), 4)
-        notes = {"queries": len(train.queries), "epochs": args.epochs, "base dev nDCG@10": base}
-        row = compare(f"train {name}, {str(best_dtype(device))[6:]}", "pairs/s", theirs, ours, args.training_rounds, notes)
-        row["dev"] = {side: round(statistics.median(values), 4) for side, values in scores.items()}
-        print(f"{'':44s} dev nDCG@10: theirs {row['dev']['theirs']}, ours {row['dev']['ours']}", flush=True)
-        rows.append(row)
+    for i, case in enumerate(PARTS[part](args, device)):
+        if args.only and args.only not in case["what"]: continue
+        if part != "training": [f() for f in case["sides"].values()]   # warm up
+        rows.append(turns(case, args.rounds if part != "training" else args.training_rounds, device))
+        if part == "training": rows[-1]["dev"] = judged(case)
+        if part in HELD and device == "cpu":
+            rows[-1]["MiB"] = memory(part, i, args)
+            print(f"{'':40s} memory: theirs {rows[-1]['MiB']['theirs']} MiB, ours {rows[-1]['MiB']['ours']} MiB", flush=True)
     return rows
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, default in {"rounds": 5, "training-rounds": 2, "short": 1000, "long": 100, "pairs": 192, "epochs": 1}.items():
-        parser.add_argument(f"--{option}", type=int, default=default)
-    parser.add_argument("--skip-training", action="store_true")
-    parser.add_argument("--skip-encoding", action="store_true")
+    parser.add_argument("--parts", default="encoding,int8,training,mining,search")
+    parser.add_argument("--only", help="of a part only the rows whose name has this in it")
+    for option, default in {"rounds": 5, "training-rounds": 3, **SIZES}.items(): parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--save", action="store_true", help="write assets/speed.json")
-    args, device = parser.parse_args(), best_device()
-    data = Path(os.environ["RAG_FINETUNE_DATA"]) if os.environ.get("RAG_FINETUNE_DATA") else None
+    parser.add_argument("--saved", type=Path, default=SAVED, help="where --save writes")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    args, device = parser.parse_args(argv), best_device()
+    datasets.disable_progress_bars()
+    if args.alone: return alone(args.alone, args, device)
+    if unknown := sorted(set(args.parts.split(",")) - {*PARTS, "int8"}): raise SystemExit(f"--parts {unknown[0]}: expected {', '.join(PARTS)}, int8")
     here = machine(device)
     print("\n".join(f"{k}: {v}" for k, v in here.items()), "\n")
-    print(f"{'':44s} {'theirs':>9s} {'ours':>9s} {'':8s} ratio  (rounds)")
-    rows = [] if args.skip_encoding else encoding(open_encoder("default", device=device), data, args)
-    if args.skip_training: print("training: left out, as asked")
-    elif data is None: print("training: not measured, $RAG_FINETUNE_DATA does not name the folder of the public data sets")
-    else: rows += training(data, device, args)
-    if device == "cpu" and not here["bf16"]: print(f"\n{NO_BF16}")
-    if args.save:
-        notes = [] if here["bf16"] or device != "cpu" else [NO_BF16]
-        saved = {"command": shlex.join(["python", "bench/speed.py", *sys.argv[1:]]), "machine": here, "notes": notes, "rows": rows}
-        (ROOT / "assets" / "speed.json").write_text(json.dumps(saved, indent=1) + "\n")
+    notes = [*([] if here["bf16"] else [NO_BF16]), *([] if has_openvino() else [NO_INT8])]
+    if not os.environ.get("RAG_FINETUNE_DATA"): notes.append("$RAG_FINETUNE_DATA is not set: the bundled transactions only")
+    print("\n".join(notes), f"\n\n{'':40s} {'theirs':>9s} {'ours':>9s} {'':9s} ratio (rounds)")
+    for part in args.parts.split(","):
+        found = {"command": shlex.join(["python", "bench/speed.py", *(sys.argv[1:] if argv is None else argv)]), "machine": here,
+                 "notes": notes, "rows": measured(part, args, device)}
+        if not args.save: continue
+        saved = json.loads(args.saved.read_text()) if args.saved.is_file() else {}
+        args.saved.write_text(json.dumps({"parts": {**saved.get("parts", {}), part: found}}, indent=1) + "\n")
 
 
 if __name__ == "__main__": main()

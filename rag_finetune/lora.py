@@ -29,9 +29,8 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .core import DataError
-from rag_finetune.models import (
-    _files, _json, _refuse_pickles, best_device, best_dtype, encode_documents, encode_queries, fingerprint, model_folder,
-)
+from .models import (_files, _json, _opened, _refuse_pickles, best_device, best_dtype, encode_documents, encode_queries,
+                                 fingerprint, model_folder)
 
 # %% ../nbs/12_lora.ipynb #703d7758
 def _transformer(
@@ -58,11 +57,11 @@ def linear_layers(
     lists = {name: module for name, module in inner.named_modules() if isinstance(module, nn.ModuleList)}
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]  # lists inside layers are no stack
     if not outer: raise DataError(f"{type(inner).__name__} has no stack of layers; name the matrices that get an adapter in `targets`")
-    stack = max(outer, key=lambda name: len(lists[name]))
-    adapted = _adapted(inner)
-    return [f"{stack}.{i}.{name}" for i, layer in enumerate(lists[stack]) if i >= round(len(lists[stack]) * share)
-            for name, module in layer.named_modules() if f"{stack}.{i}.{name}" in adapted or isinstance(module, (nn.Linear, Conv1D))
-            and not any(f"{stack}.{i}.{name}".startswith(f"{a}.") for a in adapted)]
+    stack, adapted = max(outer, key=lambda name: len(lists[name])), _adapted(inner)
+    upper = list(enumerate(lists[stack]))[round(len(lists[stack]) * share):]
+    modules = {f"{stack}.{i}.{name}": module for i, layer in upper for name, module in layer.named_modules() if name}
+    def inside(name): return any(name.startswith(f"{a}.") for a in adapted)   # a part of an adapter that is there already
+    return [n for n, m in modules.items() if n in adapted or (isinstance(m, (nn.Linear, Conv1D)) and not inside(n))]
 
 # %% ../nbs/12_lora.ipynb #1a807fae
 RANK, ALPHA = 16, 32  # alpha: as in LoRA Without Regret; both together are alpha = 2 x rank, as in Biderman et al.
@@ -172,7 +171,7 @@ def _tell(
 def save_adapter(
     model:SentenceTransformer,  # with one adapter switched on
     folder:str|Path,            # made if need be; files of an adapter that lies there are replaced
-    base:str="default"          # what `open_encoder` takes to open the base, for those who get the folder
+    base:str                    # what `open_encoder` takes to open the base, for those who get the folder
 ) -> None:
     "Write the adapter that is switched on, without its base: weights, peft's settings, which base it belongs to, a card."
     name, folder, inner = _on(model), Path(folder), _transformer(model)
@@ -216,7 +215,7 @@ def check_adapter(
     _lora_settings(folder)
     if not (folder / FILES[0]).is_file(): raise DataError(f"{folder}: no {FILES[0]} in it; save the adapter again")
     if not (folder / FILES[3]).is_file():
-        raise DataError(f"{folder}: no {FILES[3]} in it, so its base is unknown; save it again, or adopt_adapter(folder, model)")
+        raise DataError(f"{folder}: no {FILES[3]} in it, so its base is unknown; save it again, or adopt_adapter(folder, model, base)")
     told = _json(folder / FILES[3])
     if not isinstance(told, dict) or not isinstance(told.get("base"), dict) or "fingerprint" not in told["base"]:
         raise DataError(f"{folder}: {FILES[3]} names no base; save the adapter again")
@@ -245,17 +244,19 @@ def _load(
     name:str                    # a new one
 ) -> None:
     "Put a saved adapter on its base."
+    settings, inner = _lora_settings(folder), _transformer(model)
     try: tensors = {k.removeprefix(PREFIX): t for k, t in load_file(folder / FILES[0]).items()}
     except SafetensorError as error: raise DataError(f"{folder}: {FILES[0]} cannot be read ({error}); copy it again") from error
-    try: _put(model, LoraConfig(**_lora_settings(folder), task_type=TASK), name)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{folder}: {FILES[1]} does not fit this model ({str(error).splitlines()[0][:200]})") from error
-    inner = _transformer(model)
+    odd = f"{folder}: {FILES[0]} does not fit {FILES[1]} or this model"
+    ranks = {t.shape[0] for name, t in tensors.items() if ".lora_A." in name}
+    if ranks != {settings.get("r")}: raise DataError(f"{odd}: rank {settings.get('r')} in one, {sorted(ranks)} in the other")
+    try: _put(model, LoraConfig(**settings, task_type=TASK), name)
+    except (ValueError, TypeError) as error: raise DataError(f"{odd} ({str(error).splitlines()[0][:200]})") from error
     wanted = {k: t.shape for k, t in get_peft_model_state_dict(inner, adapter_name=name, save_embedding_layers=False).items()}
     if wanted != (found := {k: t.shape for k, t in tensors.items()}):
         model.delete_adapter(name)
-        odd = min(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        raise DataError(f"{folder}: {FILES[0]} does not fit {FILES[1]} or this model: {odd!r} is {found.get(odd)}, not {wanted.get(odd)}")
+        key = min(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        raise DataError(f"{odd}: {key!r} is {found.get(key)}, not {wanted.get(key)}")
     set_peft_model_state_dict(inner, tensors, adapter_name=name)
 
 def load_adapter(
@@ -272,7 +273,7 @@ def load_adapter(
 def adopt_adapter(
     folder:str|Path,            # with an adapter that another program saved: peft, sentence-transformers, unsloth
     model:SentenceTransformer,  # the base that you know it was trained on
-    base:str="default"          # what `open_encoder` takes to open it
+    base:str                    # what `open_encoder` takes to open it
 ) -> None:
     "Say which base a foreign adapter belongs to, so that `load_adapter` takes it; nothing can check that you are right."
     folder = Path(folder)
@@ -349,8 +350,7 @@ def open_4bit(
         raise DataError('4-bit weights need bitsandbytes, which is not installed; run: pip install "rag_finetune[gpu]"')
     bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                               bnb_4bit_compute_dtype=best_dtype(device or "cuda"))
-    model = SentenceTransformer(str(model_folder(name)), device=device or "cuda", trust_remote_code=False, local_files_only=True,
-                                model_kwargs={"use_safetensors": True, "dtype": torch.float32, "quantization_config": bits})
+    model = _opened(model_folder(name), device or "cuda", {"quantization_config": bits})
     prepare_model_for_kbit_training(_transformer(model), use_gradient_checkpointing=False)  # checkpointing is off in evaluation mode anyway
     return model
 
@@ -363,5 +363,5 @@ def open_unsloth(
         raise DataError(f"unsloth is for GPUs, and here the best device is {best_device()!r}: use open_encoder, for the same adapter")
     if importlib.util.find_spec("unsloth") is None:
         raise DataError("unsloth is not installed; its 2026.10 wants older datasets and transformers than this package, so give it an "
-                        "environment of its own, train there, and take the adapter over with adopt_adapter(folder, model)")
+                        "environment of its own, train there, and take the adapter over with adopt_adapter(folder, model, base)")
     return import_module("unsloth").FastSentenceTransformer.from_pretrained(str(model_folder(name)), dtype=torch.float32)

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['log', 'PICKLED', 'TRAINING_STATE', 'CODE_KEYS', 'DEFAULT_PACKAGE', 'DEFAULT_SHA256', 'HUB_FILES', 'NAMES',
-           'NO_NETWORK', 'COLUMNS', 'CHUNK', 'CPU_BUDGET', 'GPU_BUDGET', 'VOLATILE', 'best_device', 'best_dtype',
-           'check_folder', 'check_sha256', 'model_folder', 'open_encoder', 'token_batches', 'encode_queries',
-           'encode_documents', 'FastEncoder', 'fingerprint']
+           'NO_NETWORK', 'COLUMNS', 'CHUNK', 'Runner', 'CPU_BUDGET', 'GPU_BUDGET', 'QUERY', 'DOCUMENT', 'SMOOTH',
+           'INT8_BUDGET', 'VOLATILE', 'best_device', 'best_dtype', 'check_folder', 'check_sha256', 'model_folder',
+           'open_encoder', 'token_batches', 'encode_queries', 'encode_documents', 'FastEncoder', 'int8_encoder',
+           'fingerprint']
 
 # %% ../nbs/05_models.ipynb #2e4f3090
-import hashlib, importlib.util, json, logging, os, re
-from collections.abc import Iterator, Sequence
+import copy, hashlib, importlib.util, json, logging, os, re, sys, warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from huggingface_hub.errors import HFValidationError, HfHubHTTPError, Repository
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Module, Transformer
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .core import DataError
@@ -204,18 +207,25 @@ def model_folder(
     return _from_hub(name)
 
 # %% ../nbs/05_models.ipynb #ba6fc10a
+def _opened(
+    folder:Path,              # that passed the checks
+    device:str,               # "cuda", "mps", "cpu"
+    settings:dict[str, Any]   # of the transformer, beside the usual ones
+) -> SentenceTransformer:
+    "A model from safetensors in float32, none of its author's code run; `DataError` where it cannot be opened."
+    try: return SentenceTransformer(str(folder), device=device, trust_remote_code=False, local_files_only=True,
+                                    model_kwargs={"use_safetensors": True, "dtype": torch.float32} | settings)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise DataError(f"{folder}: cannot be opened as an embedding model ({type(error).__name__}: {reason[:200]}); "
+                        "save it again, or fetch it anew") from error
+
 def open_encoder(
     name:str|Path="default",  # "default" (the embedded all-MiniLM-L6-v2), a folder, or a hub name like owner/model
     device:str|None=None      # "cuda", "mps", "cpu"; the best there is if None
 ) -> SentenceTransformer:  # weights in float32; pooling, normalisation and prompts are the model's own
     "Open a bi-encoder from safetensors, without running any code of its author; `DataError` says why where that cannot be."
-    folder = model_folder(name)
-    try: return SentenceTransformer(str(folder), device=device or best_device(), trust_remote_code=False, local_files_only=True,
-                                    model_kwargs={"use_safetensors": True, "dtype": torch.float32})
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise DataError(f"{folder}: cannot be opened as an embedding model ({type(error).__name__}: {reason[:200]}); "
-                        "save it again, or fetch it anew") from error
+    return _opened(model_folder(name), device or best_device(), {})
 
 # %% ../nbs/05_models.ipynb #9375368d
 def token_batches(
@@ -252,7 +262,22 @@ def _padded(
         batch[name] = torch.from_numpy(full)
     return batch
 
+# %% ../nbs/05_models.ipynb #86139301
+def _unpadded(
+    encoder:SentenceTransformer,  # its tokenizer, its window
+    texts:list[str],              # some of them
+    prompt:str|None,              # put before each text
+    task:str|None                 # "query", "document", or nothing said
+) -> tuple[dict[str, Any], dict[str, list[list[int]]]]:  # what holds for all of them; one list of tokens for each text
+    "Texts as the model's own `preprocess` reads them, without padding."
+    settings = {"text": {"padding": False}, "common": {"return_tensors": None}}
+    features = encoder.preprocess(texts, prompt=prompt, task=task, processing_kwargs=settings)
+    columns: dict[str, Any] = {k: features.pop(k) for k in COLUMNS & features.keys()}   # lists, as no tensors were asked for
+    return features, columns
+
 # %% ../nbs/05_models.ipynb #d29bb5ce
+Runner = Callable[[dict[str, torch.Tensor]], torch.Tensor]   # a padded batch -> a vector for each token
+
 @torch.inference_mode()
 def _encode_chunk(
     encoder:SentenceTransformer,  # in evaluation mode
@@ -260,17 +285,17 @@ def _encode_chunk(
     prompt:str|None,              # put before each text
     task:str,                     # "query" or "document"
     dtype:torch.dtype,            # of matrix products
-    budget:int                    # padded tokens in a batch
+    budget:int,                   # padded tokens in a batch
+    run:Runner|None               # runs the transformer instead of torch
 ) -> np.ndarray:  # float32 (n_texts, dimension)
     "The vectors of a chunk: tokenised once, batched by length."
-    unpadded = {"text": {"padding": False}, "common": {"return_tensors": None}}
-    features = encoder.preprocess(texts, prompt=prompt, task=task, processing_kwargs=unpadded)
-    columns: dict[str, Any] = {k: features.pop(k) for k in COLUMNS & features.keys()}   # lists, as no tensors were asked for
+    features, columns = _unpadded(encoder, texts, prompt, task)
     batches, parts, device = token_batches([len(t) for t in columns["input_ids"]], budget), [], encoder.device
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):   # around the loop: weights are cast once
         for rows in batches:
             padded = {k: v.to(device) for k, v in _padded(columns, rows, encoder.tokenizer).items()}
-            state = encoder[0]({**features, **padded})
+            state = {**features, **padded}
+            state = encoder[0](state) if run is None else {**state, "token_embeddings": run(padded)}
             with torch.autocast(device.type, enabled=False):
                 state = {k: v.float() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in state.items()}
                 for module in list(encoder)[1:]: state = module(state)
@@ -295,7 +320,8 @@ def _encode(
     task:str,                     # "query" or "document"
     prompts:Sequence[str],        # names of prompts, the first that the model has is used
     dtype:torch.dtype|None,       # of matrix products
-    budget:int|None               # padded tokens in a batch
+    budget:int|None,              # padded tokens in a batch
+    run:Runner|None=None          # runs the transformer of a plain model instead of torch
 ) -> np.ndarray:  # float32 (n_texts, dimension)
     "Vectors of texts, in the encoder's precision of choice, by the fast path where the model allows it."
     if isinstance(texts, str): raise TypeError("texts is one string; give a list of strings")
@@ -308,7 +334,7 @@ def _encode(
     try:
         if _is_plain(encoder):
             chunks = (texts[i:i + CHUNK] for i in range(0, len(texts), CHUNK))
-            return np.concatenate([_encode_chunk(encoder, chunk, prompt, task, dtype, budget) for chunk in chunks])
+            return np.concatenate([_encode_chunk(encoder, chunk, prompt, task, dtype, budget, run) for chunk in chunks])
         log.info("%s is no plain text transformer: its own encode runs it, in batches of 32 texts", type(encoder[0]).__name__)
         with torch.autocast(encoder.device.type, dtype=dtype, enabled=dtype != torch.float32):
             return encoder.encode(texts, prompt=prompt, task=task, convert_to_tensor=True, show_progress_bar=False).float().cpu().numpy()
@@ -317,6 +343,7 @@ def _encode(
 # %% ../nbs/05_models.ipynb #99b3e3c9
 CPU_BUDGET = 2_048    # padded tokens in a batch; measured, see bench/README.md
 GPU_BUDGET = 65_536   # enough to keep a GPU busy, small enough for its memory; not measured
+QUERY, DOCUMENT = ("query",), ("document", "passage", "corpus")   # names of prompts, the first that a model has is used
 
 def encode_queries(
     encoder:SentenceTransformer,  # from `open_encoder`, or any other
@@ -325,7 +352,7 @@ def encode_queries(
     budget:int|None=None          # padded tokens in a batch; `CPU_BUDGET` or `GPU_BUDGET` if None
 ) -> np.ndarray:  # float32 (n_texts, dimension); normalised if the model normalises
     "What `encoder.encode_query(texts)` returns, sooner."
-    return _encode(encoder, texts, "query", ("query",), dtype, budget)
+    return _encode(encoder, texts, "query", QUERY, dtype, budget)
 
 def encode_documents(
     encoder:SentenceTransformer,  # from `open_encoder`, or any other
@@ -334,18 +361,128 @@ def encode_documents(
     budget:int|None=None          # padded tokens in a batch; `CPU_BUDGET` or `GPU_BUDGET` if None
 ) -> np.ndarray:  # float32 (n_texts, dimension); normalised if the model normalises
     "What `encoder.encode_document(texts)` returns, sooner."
-    return _encode(encoder, texts, "document", ("document", "passage", "corpus"), dtype, budget)
+    return _encode(encoder, texts, "document", DOCUMENT, dtype, budget)
 
 # %% ../nbs/05_models.ipynb #1869720d
 @dataclass(frozen=True)
 class FastEncoder:
-    "An `Encoder` over a SentenceTransformer whose methods are `encode_queries` and `encode_documents`."
+    "An `Encoder` over a SentenceTransformer that encodes as `encode_queries` and `encode_documents` do."
     encoder:SentenceTransformer    # the model
     dtype:torch.dtype|None = None  # precision of matrix products; `best_dtype` of its device if None
-    def encode_query(self, inputs:list[str]) -> np.ndarray: return encode_queries(self.encoder, inputs, self.dtype)
-    def encode_document(self, inputs:list[str]) -> np.ndarray: return encode_documents(self.encoder, inputs, self.dtype)
+    budget:int|None = None         # padded tokens in a batch
+    run:Runner|None = None         # runs the transformer instead of torch, as `int8_encoder` has it
+    def _vectors(self, inputs:list[str], task:str, prompts:Sequence[str]) -> np.ndarray:
+        return _encode(self.encoder, inputs, task, prompts, self.dtype, self.budget, self.run)
+    def encode_query(self, inputs:list[str]) -> np.ndarray: return self._vectors(inputs, "query", QUERY)
+    def encode_document(self, inputs:list[str]) -> np.ndarray: return self._vectors(inputs, "document", DOCUMENT)
     @property
     def similarity_fn_name(self) -> str: return self.encoder.similarity_fn_name
+
+# %% ../nbs/05_models.ipynb #f90d22a8
+SMOOTH = .7   # share of a channel's size that moves into the weights; .5, .85 and none were further from float32, bench/NEGATIVE.md
+
+class _Rounded(nn.Module):
+    "A linear layer whose inputs and weights are rounded to 256 steps, in the form that OpenVINO makes integers of."
+    def __init__(self, linear:nn.Linear, scale:torch.Tensor, low:float, high:float):
+        super().__init__()
+        weight = linear.weight.detach() * scale
+        self.bias, self.step, self.zero = linear.bias, (high - low) / 255, round(-255 * low / (high - low))
+        self.register_buffer("weight", weight)
+        self.register_buffer("inverse", 1 / scale)   # (inputs,)
+        self.register_buffer("steps", (weight.abs().amax(dim=1) / 127).clamp(min=1e-8))   # (outputs,)
+        self.register_buffer("zeros", torch.zeros(len(weight), dtype=torch.int32))
+
+    def forward(self, x:torch.Tensor) -> torch.Tensor:
+        x = torch.fake_quantize_per_tensor_affine(x * self.inverse, self.step, self.zero, 0, 255)
+        weight = torch.fake_quantize_per_channel_affine(self.weight, self.steps, self.zeros, 0, -127, 127)
+        return nn.functional.linear(x, weight, self.bias)
+
+# %% ../nbs/05_models.ipynb #2eb7033a
+def _ranges(
+    encoder:SentenceTransformer,  # a plain one
+    texts:Sequence[str]           # a sample
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:  # linear layer -> least and greatest value of each input
+    "What comes into each linear layer of the transformer."
+    found:dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    def look(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            values = args[0].detach().flatten(0, -2)
+            low, high = found.get(name, (values[0], values[0]))
+            found[name] = torch.minimum(low, values.amin(dim=0)), torch.maximum(high, values.amax(dim=0))
+        return hook
+    linears = {n: m for n, m in encoder[0].model.named_modules() if isinstance(m, nn.Linear)}
+    hooks = [m.register_forward_pre_hook(look(n)) for n, m in linears.items()]
+    try: encode_documents(encoder, texts, dtype=torch.float32, budget=1)   # one by one, so that no padding is seen
+    finally:
+        for h in hooks: h.remove()
+    return found
+
+def _rounded(
+    encoder:SentenceTransformer,  # a plain one
+    texts:Sequence[str]           # a sample
+) -> nn.Module:  # a copy on the CPU
+    "The transformer with rounded linear layers; those that read the same, as queries, keys and values do, are scaled alike."
+    ranges, model = _ranges(encoder, texts), copy.deepcopy(encoder[0].model).cpu().eval()
+    groups:dict[bytes, list[str]] = {}
+    for name, (low, high) in ranges.items(): groups.setdefault(torch.cat([low, high]).cpu().numpy().tobytes(), []).append(name)
+    for names in groups.values():
+        low, high = (t.cpu() for t in ranges[names[0]])
+        weights = torch.stack([model.get_submodule(n).weight.detach().abs().amax(dim=0) for n in names]).amax(dim=0)
+        scale = (torch.maximum(-low, high).clamp(min=1e-5) ** SMOOTH / weights.clamp(min=1e-5) ** (1 - SMOOTH))
+        least, most = min(0., (low / scale).min().item()), max(0., (high / scale).max().item())
+        for name in names:
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, _Rounded(model.get_submodule(name), scale, least, most))
+    return model
+
+# %% ../nbs/05_models.ipynb #baede81f
+@contextmanager
+def _unreported(
+) -> Iterator[None]:
+    "Within the block OpenVINO's telemetry cannot be imported, and OpenVINO goes on without."
+    missing = "openvino_telemetry" not in sys.modules
+    if missing: sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    try: yield
+    finally:
+        if missing: sys.modules.pop("openvino_telemetry", None)
+
+def _compiled(
+    model:nn.Module,       # on the CPU
+    columns:Sequence[str], # what it reads
+) -> Runner:
+    "The transformer as a program of OpenVINO."
+    try:
+        with _unreported(): import openvino
+    except ImportError as error: raise DataError('int8 is run by OpenVINO; run: pip install "rag_finetune[int8]"') from error
+    class Tokens(nn.Module):
+        "Tokens in, a vector for each token out."
+        def __init__(self):
+            super().__init__()
+            self.model = model
+        def forward(self, *inputs): return self.model(**dict(zip(columns, inputs)))[0]
+    example = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in columns)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")   # of the tracer, about sizes; they are free: a test has batches of all sizes
+        found = openvino.convert_model(Tokens().eval(), example_input=example)
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    request = openvino.compile_model(found, "CPU", settings).create_infer_request()
+    def run(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        request.infer([batch[c].cpu().numpy() for c in columns])
+        return torch.from_numpy(request.get_output_tensor(0).data.copy()).to(batch["input_ids"].device)
+    return run
+
+# %% ../nbs/05_models.ipynb #83536c0c
+INT8_BUDGET = 512   # padded tokens in a batch; measured, see bench/README.md
+
+def int8_encoder(
+    encoder:SentenceTransformer,  # a plain text transformer; a copy of its weights is taken, it stays as it is
+    texts:Sequence[str]           # some hundred of those that it will encode
+) -> FastEncoder:  # runs on the CPU
+    "An encoder whose linear layers multiply integers of eight bits; ready after some seconds. Its vectors deserve a key of their own."
+    if not _is_plain(encoder): raise DataError(f"int8: {type(encoder[0]).__name__} is no plain text transformer; encode it as it is")
+    if not texts: raise DataError("int8: no texts; give some hundred of those that will be encoded, from which the ranges are taken")
+    columns = [c for c in encoder.tokenizer.model_input_names if c in COLUMNS]
+    return FastEncoder(encoder, torch.float32, INT8_BUDGET, _compiled(_rounded(encoder, texts), columns))
 
 # %% ../nbs/05_models.ipynb #e49a1f85
 VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")  # of a config; no vector's

@@ -94,7 +94,7 @@ def test_on_any_architecture_an_adapter_is_found_its_place_trained_saved_loaded_
     assert np.abs(after - before).max() > 1e-2
     assert fingerprint(model, adapters=False) == key
     assert all(torch.equal(v, weights[k.replace(".base_layer", "")]) for k, v in model.state_dict().items() if "lora_" not in k)
-    save_adapter(model, tmp_path / "adapter")
+    save_adapter(model, tmp_path / "adapter", "tiny")
     again = open_encoder(base, device="cpu")
     load_adapter(again, tmp_path / "adapter")
     np.testing.assert_array_equal(vectors(again), after)
@@ -131,7 +131,7 @@ def test_what_stands_behind_the_transformer_is_not_trained_because_it_is_not_sav
     model = open_encoder(tmp_path / "headed", device="cpu")
     add_adapter(model, rank=2)
     fit(model, pair_rows(splits["train"]), MultipleNegativesRankingLoss(model), epochs=1, lr=1e-2)
-    save_adapter(model, tmp_path / "adapter")
+    save_adapter(model, tmp_path / "adapter", "tiny")
     again = open_encoder(tmp_path / "headed", device="cpu")
     load_adapter(again, tmp_path / "adapter")
     np.testing.assert_array_equal(vectors(again), vectors(model))
@@ -238,7 +238,7 @@ def test_an_adapter_goes_on_a_base_that_has_another_one(folder, tmp_path):
     switch(model, "one")
     np.testing.assert_array_equal(vectors(model), first)
     with pytest.raises(DataError, match="no adapter 'three' in the model, only: one, two"): switch(model, "three")
-    save_adapter(model, tmp_path / "copy")
+    save_adapter(model, tmp_path / "copy", "tiny")
     assert (tmp_path / "copy" / FILES[0]).read_bytes() == (one / FILES[0]).read_bytes()
 
 
@@ -296,23 +296,23 @@ def test_a_foreign_adapter_is_taken_over_by_who_knows_its_base(folder, tmp_path)
     adopt_adapter(tmp_path / "theirs", model, "tiny")
     load_adapter(model, tmp_path / "theirs")
     np.testing.assert_allclose(vectors(model), expected, atol=1e-6)
-    with pytest.raises(DataError, match="written down already"): adopt_adapter(tmp_path / "theirs", model)
+    with pytest.raises(DataError, match="written down already"): adopt_adapter(tmp_path / "theirs", model, "tiny")
 
 
 def test_a_model_saved_with_its_adapter_in_it_is_not_opened_as_a_model(folder, tmp_path):
     model = with_adapter(folder)
     model.save(str(tmp_path / "mixed"))          # sentence-transformers writes the adapter, and the path of its base
     with pytest.raises(DataError, match="adapter_config.json belongs to an adapter"): open_encoder(tmp_path / "mixed")
-    save_adapter(model, tmp_path / "alone")
+    save_adapter(model, tmp_path / "alone", "tiny")
     with pytest.raises(DataError, match="belongs to an adapter"): open_encoder(tmp_path / "alone")
-    with pytest.raises(DataError, match="holds a model"): save_adapter(model, folder)
+    with pytest.raises(DataError, match="holds a model"): save_adapter(model, folder, "tiny")
 
 
 def test_a_save_that_was_cut_short_leaves_nothing_that_loads(folder, tmp_path, monkeypatch):
     where, _ = saved(folder, tmp_path, 1)
     def full(*args): raise OSError(28, "No space left on device")
     monkeypatch.setattr("rag_finetune.lora.save_file", full)
-    with pytest.raises(OSError, match="No space"): save_adapter(with_adapter(folder, 2), where)
+    with pytest.raises(OSError, match="No space"): save_adapter(with_adapter(folder, 2), where, "tiny")
     with pytest.raises(DataError, match="no adapter_config.json"): check_adapter(where)
 
 
@@ -379,13 +379,14 @@ def test_threads_with_different_adapters_get_their_own_vectors(folder, tmp_path)
     for t in threads: t.join()
     assert wrong == [] and sorted(encoders) == ["a1", "a2", "base"]
     assert encoders["base"].key == key and len({e.key for e in encoders.values()}) == 3
-    assert encoders["a1"].similarity_fn_name == "cosine" and encoders["a1"].encode_document(TEXTS).shape == (3, 32)
+    runs = [dense(tiny_data(), encoders[name], encoders[name].key, store=tmp_path) for name in ("a1", "a2", "a1")]
+    assert runs[0] == runs[2] != runs[1] and encoders["a1"].similarity_fn_name == "cosine"
 
 
 def test_several_adapters_are_refused_together_before_any_is_put_on(folder, tmp_path):
     (one, _), base = saved(folder, tmp_path), open_encoder(folder, device="cpu")
     elsewhere = tiny_model(tmp_path / "other", seed=1)
-    save_adapter(with_adapter(elsewhere), tmp_path / "foreign")
+    save_adapter(with_adapter(elsewhere), tmp_path / "foreign", "elsewhere")
     with pytest.raises(DataError, match="differ in their weights"): open_adapters(base, {"one": one, "two": tmp_path / "foreign"})
     with pytest.raises(DataError, match="the base alone"): open_adapters(base, {"base": one})
     assert adapters(base) == []
@@ -412,7 +413,7 @@ def test_an_adapter_on_4_bits_is_trained_saved_loaded_and_not_merged(tmp_path, s
     fine_tune(model, splits["train"], name="in-batch", epochs=1, lr=1e-2, share=0)
     after = vectors(model)
     assert np.abs(after - before).max() > 1e-2
-    save_adapter(model, tmp_path / "adapter")
+    save_adapter(model, tmp_path / "adapter", "tiny")
     again = open_4bit(folder, "cpu")
     load_adapter(again, tmp_path / "adapter")
     np.testing.assert_allclose(vectors(again), after, atol=1e-5)
@@ -426,6 +427,6 @@ def test_an_adapter_file_with_more_in_it_does_not_fit(folder, tmp_path):
     save_file(tensors, where / FILES[0])
     (where / FILES[3]).unlink()
     model = open_encoder(folder, device="cpu")
-    adopt_adapter(where, model)
+    adopt_adapter(where, model, "tiny")
     with pytest.raises(DataError, match="word_embeddings"): load_adapter(model, where)
     assert adapters(model) == []

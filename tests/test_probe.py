@@ -5,13 +5,15 @@ import socket
 import sys
 from xml.etree import ElementTree
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import orthogonal_procrustes
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.util.quantization import _dequantize_embeddings, quantize_embeddings
 from sklearn.metrics import adjusted_mutual_info_score, roc_auc_score
 from tiny import tiny_data, tiny_model
@@ -313,6 +315,25 @@ def test_watching_changes_no_weight_and_sees_the_steps_it_was_told(tmp_path):
     assert [f.step for f in frames] == [*range(0, curve.steps, 3), curve.steps]
     assert np.allclose(probe.cosines(frames[-1]), probe.cosines(last[-1]), atol=1e-5)
     assert not np.allclose(frames[0].anchors, frames[-1].anchors, atol=1e-3)
+
+
+def by_the_librarys_trainer(folder, watch):
+    "Weights after two epochs with dropout, by sentence-transformers' own trainer."
+    model, data = open_encoder(tiny_model(folder), device="cpu"), tiny_data(per_thing=4)
+    columns = {"anchor": list(data.queries.values()), "positive": [data.corpus[data.positives(q)[0]] for q in data.queries]}
+    loss = MultipleNegativesRankingLoss(model)
+    if watch: loss = probe.Watched(model, loss, [("where is the red car", "the red car", "the green house")], every=2)
+    args = SentenceTransformerTrainingArguments(str(folder / "out"), num_train_epochs=2, per_device_train_batch_size=8, seed=1,
+                                                use_cpu=True, save_strategy="no", report_to="none", disable_tqdm=True)
+    SentenceTransformerTrainer(model, args, datasets.Dataset.from_dict(columns), loss=loss).train()
+    return {k: v.clone() for k, v in model.state_dict().items()}, loss
+
+
+def test_watching_changes_nothing_in_the_librarys_trainer_either(tmp_path):
+    weights, loss = by_the_librarys_trainer(tmp_path / "watched", True)
+    others, _ = by_the_librarys_trainer(tmp_path / "alone", False)
+    assert all(torch.equal(v, others[k]) for k, v in weights.items())
+    assert [f.step for f in loss.frames] == list(range(0, loss.steps, 2)) and loss.steps == 8
 
 
 def moved(n=8, steps=10):

@@ -17,14 +17,16 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from tiny import tiny_model
-from trainee import SETTINGS, prepared, train
+from trainee import SETTINGS, measure, prepared, train
 
 from rag_finetune.core import DataError
-from rag_finetune.embedding import fit
+from rag_finetune.embedding import fit, frozen_below
 from rag_finetune.models import fingerprint
-from rag_finetune.training import interpolated, newest, read_checkpoint, stoppable, write_checkpoint
+from rag_finetune.training import (
+    check_memory, free_memory, interpolated, newest, peak_memory, read_checkpoint, stoppable, write_checkpoint,
+)
 
-KINDS = ("in-batch", "remembered", "all-answers", "adapter")
+KINDS = ("in-batch", "upper", "remembered", "all-answers", "adapter")
 FILES = ("weights.safetensors", "best.safetensors", "optimiser.safetensors", "random.safetensors", "state.json", "manifest.json")
 
 
@@ -250,7 +252,7 @@ LAUNCHERS = {"torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-
 
 
 @pytest.mark.parametrize(("launcher", "size", "kinds"), [
-    ("torchrun", 7, ("in-batch", "remembered", "cached")),
+    ("torchrun", 7, ("upper", "remembered", "cached")),
     ("accelerate", 71, ("all-answers", "adapter", "matryoshka"))])   # 72 rows: the second batch has nothing for the second process
 def test_two_processes_have_the_losses_of_one(launcher, size, kinds, folder, tmp_path):
     here = Path(__file__).parent
@@ -265,6 +267,37 @@ def test_two_processes_have_the_losses_of_one(launcher, size, kinds, folder, tmp
         assert [p[2] for p in first["points"]] == pytest.approx([p[2] for p in alone["points"]], abs=1e-4)
         assert len(list((tmp_path / kind).iterdir())) == 2
         assert train(folder, kind, tmp_path / kind, batch_size=size)["key"] == first["key"]   # one process takes what two have saved
+
+
+# memory
+
+@pytest.mark.parametrize(("kind", "batch_size", "tokens"), [("full", 8, 96), ("half", 16, 64), ("adapter", 12, 96)])
+def test_the_memory_of_a_training_is_told_within_a_quarter(kind, batch_size, tokens, server, tmp_path):
+    child = server.Process(target=measure, args=("default", kind, batch_size, tokens, tmp_path / "out.json"))
+    child.start()
+    child.join(200)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["told"] == pytest.approx(found["most"] - found["before"], rel=.25), found
+
+
+def test_more_rows_tokens_or_layers_take_more_and_the_model_stays_as_it_was(folder):
+    model = SentenceTransformer(str(folder), device="cpu")
+    before, width = fingerprint(model), model.max_seq_length
+    def peak(*args, **kwargs): return peak_memory(model, *args, **kwargs).peak
+    whole = peak(64, 16)
+    assert peak(64, 8) < whole < peak(128, 16) and whole < peak(64, 16, columns=3) and whole < peak(64, 16, also=100)
+    with frozen_below(model, .5): assert peak(64, 16) < whole
+    assert (fingerprint(model), model.max_seq_length) == (before, width)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_does_not_fit_is_said_before_it_is_tried(folder):
+    model = SentenceTransformer(str(folder), device="cpu")
+    half = peak_memory(model, 32, 16).peak
+    assert check_memory(model, 32, 16).peak == half < free_memory(model.device)
+    with pytest.raises(DataError, match="64 rows of 2 texts of 16 tokens .* lower the batch size to 32, or use a cached .* or tokens to"):
+        check_memory(model, 64, 16, free=half)
+    with pytest.raises(DataError, match="train fewer layers, an adapter, or a smaller model"): check_memory(model, 64, 16, free=10)
 
 
 # between two models

@@ -1,0 +1,89 @@
+"What a benchmark promises: seeds put together honestly, a stop that loses little, a test split's uses counted once."
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_data, tiny_model
+
+from rag_finetune.data import split, write_beir
+from rag_finetune.verdict import Interval, compare
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+import seeds
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    "Two seeds of a tiny set, run through the command."
+    folder = tmp_path_factory.mktemp("seeds")
+    write_beir(split(tiny_data(per_thing=14), {"train": .5, "dev": .2, "test": .3}, 0), folder / "data")
+    asked = ["--set", f"tiny={folder / 'data'}", "--model", str(tiny_model(folder / "tiny")), "--epochs", "1", "--seeds", "0,1",
+             "--work", str(folder / "work"), "--saved", str(folder / "seeds.json"), "--save"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAG_FINETUNE_USES", str(folder / "uses.jsonl"))
+        seeds.main(asked)
+        yield folder, asked, json.loads((folder / "seeds.json").read_text())["sets"]["tiny"]
+
+
+def test_every_figure_is_the_mean_of_the_seeds_and_its_interval_holds_them(made):
+    _, _, found = made
+    assert {"base", "tuned", "bm25", seeds.CHOSEN, seeds.CHEAP} <= found["systems"].keys()
+    for system, row in found["systems"].items():
+        for metric, cell in row.items():
+            by_seed = found["by_seed"][system][metric]
+            assert len(by_seed) == 2 and cell["mean"] == pytest.approx(sum(by_seed) / 2)
+            assert cell["low"] <= min(by_seed) and max(by_seed) <= cell["high"] and 0 <= cell["low"] and cell["high"] <= 1
+    assert found["by_seed"]["bm25"]["nDCG@10"][0] == found["by_seed"]["bm25"]["nDCG@10"][1]       # nothing in it is drawn
+    assert {(c["a"], c["b"]) for c in found["comparisons"]} == set(seeds.PAIRS)
+    assert [r["seed"] for r in found["runs"]] == [0, 1] and found["verdict"]["sentence"]
+
+
+def test_what_is_done_is_not_done_again_and_the_test_is_used_once(made, capsys):
+    folder, asked, found = made
+    uses = (folder / "uses.jsonl").read_text().splitlines()
+    assert len(uses) == 1 and "2 seeds on tiny" in json.loads(uses[0])["about"] and found["test_uses"]["count"] == 1
+    finished = {f: f.stat().st_mtime_ns for f in (folder / "work").glob("tiny-*-*.json")}
+    assert len(finished) == 2
+    seeds.main(asked)
+    assert "seed 0 ..." not in capsys.readouterr().out
+    assert {f: f.stat().st_mtime_ns for f in finished} == finished and (folder / "uses.jsonl").read_text().splitlines() == uses
+    assert json.loads((folder / "seeds.json").read_text())["sets"]["tiny"] == found
+
+
+def test_a_stop_loses_only_the_run_in_progress(made, capsys):
+    folder, asked, found = made
+    last = next((folder / "work").glob("tiny-1-*.json"))
+    last.unlink()                                             # stopped after the run, before its file was written ...
+    seeds.main(asked)
+    assert "seed 0 ..." not in capsys.readouterr().out and last.is_file()
+    last.unlink()
+    (last.with_suffix("") / "results.json").unlink()          # ... or in the run, before its checkpoint
+    seeds.main(asked)
+    assert "seed 1 ..." in capsys.readouterr().out
+    again = json.loads((folder / "seeds.json").read_text())["sets"]["tiny"]
+    assert again["by_seed"] == found["by_seed"] and len((folder / "uses.jsonl").read_text().splitlines()) == 1
+
+
+def test_other_settings_and_other_code_are_other_runs(monkeypatch, tmp_path):
+    settings = {"data": "/some/where/set", "train_limit": None, "model": "default", "epochs": None}
+    assert seeds.key(settings) == seeds.key({**settings, "data": "/else/where/set"}) != seeds.key({**settings, "epochs": 3})
+    before = seeds.key(settings)
+    (tmp_path / "rag_finetune").mkdir()
+    package = seeds.ROOT / "rag_finetune"
+    for name in seeds.CODE: (tmp_path / "rag_finetune" / f"{name}.py").write_bytes((package / f"{name}.py").read_bytes())
+    monkeypatch.setattr(seeds, "ROOT", tmp_path)
+    assert seeds.key(settings) == before
+    with (tmp_path / "rag_finetune" / "embedding.py").open("a") as file: file.write("# changed\n")
+    assert seeds.key(settings) != before
+
+
+def test_seeds_that_disagree_widen_an_interval_and_take_a_claim_back():
+    assert seeds.widened(Interval(.5, .4, .6, 100), [.5, .5, .5]) == Interval(.5, .4, .6, 100)
+    # by hand: means .4, .5, .6: standard error .1 / sqrt 3, times Student's 4.303: .2484; with .1 as squares: .2678
+    wide = seeds.widened(Interval(.5, .4, .6, 100), [.4, .5, .6])
+    assert wide.low == pytest.approx(.5 - .2678, abs=1e-4) and wide.high == pytest.approx(.5 + .2678, abs=1e-4)
+    values = {str(i): i / 200 for i in range(100)}
+    better = compare({q: v + .1 + .001 * int(q) for q, v in values.items()}, values, "a", "b", "m")
+    assert seeds.claim(seeds.widened(better, [.15, .15, .15], -1.), .01) == "better"
+    assert seeds.claim(seeds.widened(better, [-.05, .15, .35], -1.), .01) == "not_enough"
