@@ -7,8 +7,8 @@
 (float32, 32 texts a batch), on short texts (the bundled transactions, banking77) and long ones (scifact's abstracts, 230 tokens), in
 float32, in bf16 where the machine multiplies it, and in int8 where OpenVINO is there. Beside it the share of the machine's peak: the
 operations that the texts need, counted from the model's shapes, padding left out, a second, over those of the best plain matrix product
-(`torch.mm`, float32 or bf16, several sizes) measured in the same round.
-`int8`: what rounding costs: nDCG@10 with float32 and with int8 vectors, query by query, on transactions (train and dev) and scifact (train).
+(`torch.mm`, float32 or bf16, several sizes) measured in the same round; on a CPU in the processor's seconds.
+`int8`: what rounding costs: nDCG@10 with float32 and with int8 vectors, query by query, on transactions and scifact (train and dev).
 `training`: `fine_tune` as it comes against the recipe that sentence-transformers documents (MultipleNegativesRankingLoss, float32,
 batches of 32, NO_DUPLICATES), same learning rate, warm-up and epochs: short texts (transactions, banking77), long ones (scifact,
 medquad). "same settings" trains all layers on whole texts on our side too, so that what is left is dropout and engine. All of
@@ -24,6 +24,7 @@ and by the processor's seconds. Memory is the most that a process of its own hel
 """
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -106,43 +107,49 @@ def middle(values): return {"ratio": statistics.median(values), "least": min(val
 
 
 def turns(case, rounds, device):
-    "A row: units a second of both sides, and their ratio round by round."
-    took = {"theirs": [], "ours": []}
+    "A row for each of our sides: units a second of both, and their ratio round by round."
+    took = {side: [] for side in case["sides"]}
     for i in range(rounds):
         for side in list(took)[::1 if i % 2 == 0 else -1]:
             found, clock, processor = timed(case["sides"][side], device)
             units = case["units"](found)
             took[side].append({"clock": units / clock, "processor": units / max(processor, 1e-9), "seconds": clock})
-            if "after" in case: took[side][-1] |= case["after"](found, clock)
-    def ratios(kind): return [o[kind] / t[kind] for o, t in zip(took["ours"], took["theirs"])]
-    row = {"what": case["what"], "unit": case["unit"], "theirs": statistics.median(t["clock"] for t in took["theirs"]),
-           "ours": statistics.median(t["clock"] for t in took["ours"]), **middle(ratios("clock")), "processor": middle(ratios("processor")),
-           "rounds": took, **case["notes"]}
-    for side in took:
-        if "share" in took[side][0]: row[f"share of peak, {side}"] = middle([t["share"] for t in took[side]])
-    extra = ", ".join(f"{k} {v}" for k, v in case["notes"].items())
-    if "share of peak, ours" in row:
-        extra = ", ".join(f"{side} at {row[f'share of peak, {side}']['ratio']:.0%} of the peak" for side in took) + ", " + extra
-    print(f"{case['what']:40s} {row['theirs']:9.1f} {row['ours']:9.1f} {case['unit']:9s} {row['ratio']:5.2f} ({row['least']:.2f} to "
-          f"{row['greatest']:.2f})  {row['processor']['ratio']:5.2f} by the processor; {extra}", flush=True)
-    return row
+            if "peak" in case: took[side][-1] |= case["peak"](side, processor if device == "cpu" else clock)
+    return [row(case, side, took["theirs"], took[side]) for side in took if side != "theirs"]
+
+
+def row(case, side, theirs, ours):
+    "What one of our sides did, against theirs of the same rounds."
+    def ratios(kind): return [o[kind] / t[kind] for o, t in zip(ours, theirs)]
+    both, notes = {"theirs": theirs, "ours": ours}, case["notes"] | case["notes of"].get(side, {})
+    found = {"what": f"{case['what']}, {side}" if side != "ours" else case["what"], "side": side, "unit": case["unit"],
+             **{name: statistics.median(r["clock"] for r in rounds) for name, rounds in both.items()},
+             **middle(ratios("clock")), "processor": middle(ratios("processor")), "rounds": both, **notes}
+    told = [f"{k} {v}" for k, v in notes.items()]
+    if "peak" in case:
+        found["share of peak"] = {name: middle([r["share"] for r in rounds]) for name, rounds in both.items()}
+        told[:0] = [f"{name} at {share['ratio']:.0%} of the peak" for name, share in found["share of peak"].items()]
+    spread = f"({found['least']:.2f} to {found['greatest']:.2f})  {found['processor']['ratio']:5.2f} by the processor"
+    print(f"{found['what']:44s} {found['theirs']:8.1f} {found['ours']:8.1f} {case['unit']:9s} {found['ratio']:5.2f} {spread}; "
+          f"{', '.join(told)}", flush=True)
+    return found
 
 
 def held(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)  # MiB
 
 
-def memory(part, index, args):
+def memory(part, index, sides, args):
     "MiB that each side holds at most above what it held before, each in a process of its own."
     sizes = [f"--{name}={getattr(args, name)}" for name in SIZES]
-    def side(name):
-        told = [sys.executable, __file__, *sizes, "--alone", f"{part} {index} {name}"]
+    def one(side):
+        told = [sys.executable, __file__, *sizes, "--alone", json.dumps([part, index, side])]
         return json.loads(subprocess.run(told, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    return {name: side(name) for name in ("theirs", "ours")}
+    return {side: one(side) for side in sides}
 
 
 def alone(told, args, device):
-    part, index, side = told.split()
-    case = list(PARTS[part](args, device))[int(index)]
+    part, index, side = json.loads(told)
+    case = next(itertools.islice(PARTS[part](args, device), index, None))
     before = held()
     case["sides"][side]()
     print(round(held() - before))
@@ -151,17 +158,18 @@ def alone(told, args, device):
 # ---- encoding
 
 def peak(dtype, device, seconds=.3):
-    "Operations a second of the best plain matrix product."
+    "Operations of the best plain matrix product, a second of the processor, or of the clock on a GPU."
     def one(m, k, n):
         a, b = torch.randn(m, k, dtype=dtype, device=device), torch.randn(k, n, dtype=dtype, device=device)
-        best, _ = 0., torch.mm(a, b)
+        best, now = 0., time.process_time if device == "cpu" else time.perf_counter
+        torch.mm(a, b)
         for _ in range(3):
-            count, start = 0, time.perf_counter()
-            while time.perf_counter() - start < seconds / 3:
+            count, start = 0, now()
+            while now() - start < seconds / 3:
                 torch.mm(a, b)
                 if device == "cuda": torch.cuda.synchronize()
                 count += 1
-            best = max(best, 2 * m * k * n * count / (time.perf_counter() - start))
+            best = max(best, 2 * m * k * n * count / (now() - start))
         return best
     sizes = [(1024, 1024, 1024), (2048, 384, 1536), (2048, 1536, 384), *([(8192, 8192, 8192)] if device == "cuda" else [])]
     return max(one(*size) for size in sizes)
@@ -188,19 +196,19 @@ def encoding(args, device):
     for name, (kind, texts) in texts_by_length(args).items():
         fast, own = (encode_queries, encoder.encode_query) if kind == "query" else (encode_documents, encoder.encode_document)
         lengths = [len(t) for t in encoder.tokenizer(texts, truncation=True, max_length=encoder.max_seq_length)["input_ids"]]
-        kinds = {str(d)[6:]: lambda f=fast, t=texts, d=d: f(encoder, t, dtype=d) for d in {torch.float32, best_dtype(device)}}
+        kinds = {str(d)[6:]: lambda d=d, f=fast, t=texts: f(encoder, t, dtype=d) for d in {torch.float32, best_dtype(device)}}
         if has_openvino():
             ready = int8_encoder(encoder, texts[:100])
             kinds["int8"] = lambda e=ready, t=texts, k=kind: e.encode_query(t) if k == "query" else e.encode_document(t)
+        def share(side, seconds, lengths=lengths):
+            dtype = torch.bfloat16 if side == "bfloat16" else torch.float32
+            return {"share": operations(encoder, lengths) / seconds / (best := peak(dtype, device)), "peak": best, "of": str(dtype)[6:]}
         expected = own(texts)
-        for how, ours in kinds.items():
-            dtype, cosine = torch.bfloat16 if how == "bfloat16" else torch.float32, np.sum(ours() * expected, axis=1)
-            def share(found, clock, work=operations(encoder, lengths), dtype=dtype):
-                return {"share": work / clock / (best := peak(dtype, device)), "peak": best, "of": str(dtype)[6:]}
-            yield {"what": f"encode {name}, {how}", "unit": "texts/s", "units": len, "after": share,
-                   "sides": {"theirs": lambda o=own, t=texts: o(t), "ours": ours},
-                   "notes": {"set": name, "kind": how, "texts": len(texts), "mean tokens": round(statistics.mean(lengths), 1),
-                             "least cosine": round(float(cosine.min()), 5)}}
+        near = {side: round(float(np.sum(f() * expected, axis=1).min()), 5) for side, f in kinds.items()}
+        yield {"what": f"encode {name}", "unit": "texts/s", "units": len, "peak": share,
+               "sides": {"theirs": lambda o=own, t=texts: o(t), **kinds},
+               "notes": {"set": name, "texts": len(texts), "mean tokens": round(statistics.mean(lengths), 1)},
+               "notes of": {side: {"least cosine": cosine} for side, cosine in near.items()}}
 
 
 # ---- what int8 costs
@@ -272,34 +280,33 @@ def same_settings(model, train, epochs):
 
 
 def training(args, device):
-    ours = {"": lambda m, t: fine_tune(m, t, epochs=args.epochs, lr=LR).rows, ", same settings": lambda m, t: same_settings(m, t, args.epochs)}
+    sides = {"theirs": lambda m, t: documented_recipe(m, t, args.epochs),
+             "ours": lambda m, t: fine_tune(m, t, epochs=args.epochs, lr=LR).rows,
+             "same settings": lambda m, t: same_settings(m, t, args.epochs)}
     for name in ("transactions", "banking77", "scifact", "medquad"):
         if not (splits := data(name)): continue
         train, dev = sample(splits["train"], args.pairs), smaller(splits["dev"], 100, 200)
-        count, base = open_encoder("default", device=device), {}
+        count = open_encoder("default", device=device)
         base = ndcg(dev.qrels, dense(dev, FastEncoder(count), k=10), 10)
         asked = [t for q in train.queries for t in (train.queries[q], train.corpus[train.positives(q)[0]])]
         tokens = [len(t) for t in count.tokenizer(asked, truncation=True, max_length=count.max_seq_length)["input_ids"]]
-        for how, train_ours in ours.items():
-            last = {}
-            def side(f, key, last=last, train=train):
-                def go():
-                    last[key] = open_encoder("default", device=device)
-                    return f(last[key], train)
-                return go
-            yield {"what": f"train {name}{how}", "unit": "pairs/s", "units": lambda rows: rows, "dev": dev, "base": base, "models": last,
-                   "sides": {"theirs": side(lambda m, t: documented_recipe(m, t, args.epochs), "theirs"), "ours": side(train_ours, "ours")},
-                   "notes": {"set": name, "queries": len(train.queries), "epochs": args.epochs,
-                             "mean tokens": f"{statistics.mean(tokens[::2]):.0f} and {statistics.mean(tokens[1::2]):.0f}"}}
+        last = {}
+        def side(how, last=last, train=train):
+            last[how] = open_encoder("default", device=device)
+            return sides[how](last[how], train)
+        yield {"what": f"train {name}", "unit": "pairs/s", "units": lambda rows: rows, "dev": dev, "base": base, "models": last,
+               "sides": {how: lambda how=how, side=side: side(how) for how in sides}, "notes of": {},
+               "notes": {"set": name, "queries": len(train.queries), "epochs": args.epochs,
+                         "mean tokens": f"{statistics.mean(tokens[::2]):.0f} and {statistics.mean(tokens[1::2]):.0f}"}}
 
 
-def judged(case):
+def judged(case, side):
     "How good the models of the last round are on dev."
-    values = {side: ndcg(case["dev"].qrels, dense(case["dev"], FastEncoder(m), k=10), 10) for side, m in case["models"].items()}
-    c = compare(values["ours"], values["theirs"], "ours", "theirs", "nDCG@10")
-    print(f"{'':40s} {sentence(c, decide(c))}; base {statistics.fmean(case['base'].values()):.3f}", flush=True)
-    return {"base": statistics.fmean(case["base"].values()), **{s: statistics.fmean(v.values()) for s, v in values.items()},
-            "compared": c.as_dict(), "sentence": sentence(c, decide(c))}
+    values = {how: ndcg(case["dev"].qrels, dense(case["dev"], FastEncoder(case["models"][how]), k=10), 10) for how in ("theirs", side)}
+    c = compare(values[side], values["theirs"], "ours", "theirs", "nDCG@10")
+    print(f"{'':44s} {sentence(c, decide(c))}; base {statistics.fmean(case['base'].values()):.3f}", flush=True)
+    return {"base": statistics.fmean(case["base"].values()), "theirs": statistics.fmean(values["theirs"].values()),
+            "ours": statistics.fmean(values[side].values()), "compared": c.as_dict(), "sentence": sentence(c, decide(c))}
 
 
 # ---- mining and search
@@ -327,21 +334,36 @@ class Model(SentenceTransformer):
     def encode_document(self, texts, **kwargs): return torch.from_numpy(np.stack([self.vectors.documents[t] for t in texts]))
 
 
-def mining(args, device):
-    dataset, vectors = synthetic(args.docs, args.queries)
+def mine_theirs(dataset, model):
+    "The library's miner at our settings."
     table = datasets.Dataset.from_dict({"query": list(dataset.queries.values()),
                                         "answer": [dataset.corpus[dataset.positives(q)[0]] for q in dataset.queries]})
-    texts, model = list(dataset.corpus.values()), Model(vectors)
-    def theirs():
-        found = mine_hard_negatives(table, model, corpus=texts, range_max=30, num_negatives=4, relative_margin=.05, verbose=False)
-        return list(zip(found["query"], found["negative"]))
-    def ours():
-        mined, _ = mine(dataset, dense(dataset, vectors, k=31), last=31, relative_margin=.05, per_query=4, seed=None)
-        return [(dataset.queries[q], dataset.corpus[d]) for q, docs in mined.items() for d in docs]
-    same = len(set(ours()) & set(theirs())) / len(set(theirs()))
-    yield {"what": "mine, vectors at hand", "unit": "queries/s", "units": lambda found: len(dataset.queries),
-           "sides": {"theirs": theirs, "ours": ours},
-           "notes": {"documents": args.docs, "queries": args.queries, "the same negatives": round(same, 4)}}
+    found = mine_hard_negatives(table, model, corpus=list(dataset.corpus.values()), range_max=30, num_negatives=4, relative_margin=.05,
+                                verbose=False)
+    return list(zip(found["query"], found["negative"]))
+
+
+def mine_ours(dataset, encoder):
+    "The best four of the 30 nearest besides the positive."
+    mined, _ = mine(dataset, dense(dataset, encoder, k=31), last=31, relative_margin=.05, per_query=4, seed=None)
+    return [(dataset.queries[q], dataset.corpus[d]) for q, docs in mined.items() for d in docs]
+
+
+def mining(args, device):
+    dataset, vectors = synthetic(args.docs, args.queries)
+    cases = [("mine, vectors at hand", dataset, Model(vectors), {"ours": vectors})]
+    if data("scifact"):
+        some, model = smaller(data("scifact")["train"], 3 * args.long // 4, args.long), open_encoder("default", device=device)
+        some = Dataset(some.corpus, some.queries, {q: dict([next(iter(g.items()))]) for q, g in some.qrels.items()}, some.name)
+        encoders = {"float32": FastEncoder(model)}
+        if has_openvino(): encoders["int8"] = int8_encoder(model, list(some.corpus.values())[:100])
+        cases.append(("mine scifact", some, model, encoders))
+    for name, mined, model, encoders in cases:
+        ours = {side: lambda d=mined, e=e: mine_ours(d, e) for side, e in encoders.items()}
+        yield {"what": name, "unit": "queries/s", "units": lambda found, d=mined: len(d.queries),
+               "sides": {"theirs": lambda d=mined, m=model: mine_theirs(d, m), **ours},
+               "check": lambda theirs, ours: {"the same negatives": round(len(set(theirs) & set(ours)) / len(set(theirs)), 4)},
+               "notes": {"documents": len(mined.corpus), "queries": len(mined.queries)}, "notes of": {}}
 
 
 def search(args, device):
@@ -359,10 +381,10 @@ def search(args, device):
     def library(): return {name: {ids[h["corpus_id"]]: h["score"] for h in hits}
                            for name, hits in zip(dataset.queries, semantic_search(q, d, top_k=100))}
     def ours(): return dense(dataset, vectors, "made", store=folder)
+    def check(a, b): return {"the same documents": round(statistics.fmean(len(a[q].keys() & b[q].keys()) / 100 for q in a), 4)}
     for name, theirs in (("semantic_search", library), ("a loop in numpy", loop)):
-        same = statistics.fmean(len(a.keys() & b.keys()) / 100 for a, b in zip(ours().values(), theirs().values()))
-        yield {"what": f"search, {name}", "unit": "queries/s", "units": len, "sides": {"theirs": theirs, "ours": ours},
-               "notes": {"documents": args.docs, "queries": args.queries, "the same documents": round(same, 4)}}
+        yield {"what": f"search, {name}", "unit": "queries/s", "units": len, "sides": {"theirs": theirs, "ours": ours}, "check": check,
+               "notes": {"documents": args.docs, "queries": args.queries}, "notes of": {}}
 
 
 PARTS = {"encoding": encoding, "training": training, "mining": mining, "search": search}
@@ -376,12 +398,17 @@ def measured(part, args, device):
     rows = []
     for i, case in enumerate(PARTS[part](args, device)):
         if args.only and args.only not in case["what"]: continue
-        if part != "training": [f() for f in case["sides"].values()]   # warm up
-        rows.append(turns(case, args.rounds if part != "training" else args.training_rounds, device))
-        if part == "training": rows[-1]["dev"] = judged(case)
+        if part != "training":
+            first = {side: f() for side, f in case["sides"].items()}   # warm
+            if "check" in case: case["notes of"] = {side: case["check"](first["theirs"], first[side]) for side in first}
+        found = turns(case, args.rounds if part != "training" else args.training_rounds, device)
+        if part == "training":
+            for one in found: one["dev"] = judged(case, one["side"])
         if part in HELD and device == "cpu":
-            rows[-1]["MiB"] = memory(part, i, args)
-            print(f"{'':40s} memory: theirs {rows[-1]['MiB']['theirs']} MiB, ours {rows[-1]['MiB']['ours']} MiB", flush=True)
+            took = memory(part, i, case["sides"], args)
+            print(f"{'':44s} memory: " + ", ".join(f"{side} {mib} MiB" for side, mib in took.items()), flush=True)
+            for one in found: one["MiB"] = {"theirs": took["theirs"], "ours": took[one["side"]]}
+        rows += found
     return rows
 
 
@@ -389,19 +416,21 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default="encoding,int8,training,mining,search")
     parser.add_argument("--only", help="of a part only the rows whose name has this in it")
-    for option, default in {"rounds": 5, "training-rounds": 3, **SIZES}.items(): parser.add_argument(f"--{option}", type=int, default=default)
+    for option, default in {"rounds": 5, "training-rounds": 3, **SIZES}.items():
+        parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--save", action="store_true", help="write assets/speed.json")
     parser.add_argument("--saved", type=Path, default=SAVED, help="where --save writes")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     args, device = parser.parse_args(argv), best_device()
     datasets.disable_progress_bars()
     if args.alone: return alone(args.alone, args, device)
-    if unknown := sorted(set(args.parts.split(",")) - {*PARTS, "int8"}): raise SystemExit(f"--parts {unknown[0]}: expected {', '.join(PARTS)}, int8")
+    if unknown := sorted(set(args.parts.split(",")) - {*PARTS, "int8"}):
+        raise SystemExit(f"--parts {unknown[0]}: expected some of {', '.join(PARTS)}, int8")
     here = machine(device)
     print("\n".join(f"{k}: {v}" for k, v in here.items()), "\n")
     notes = [*([] if here["bf16"] else [NO_BF16]), *([] if has_openvino() else [NO_INT8])]
     if not os.environ.get("RAG_FINETUNE_DATA"): notes.append("$RAG_FINETUNE_DATA is not set: the bundled transactions only")
-    print("\n".join(notes), f"\n\n{'':40s} {'theirs':>9s} {'ours':>9s} {'':9s} ratio (rounds)")
+    print("\n".join(notes), f"\n\n{'':44s} {'theirs':>8s} {'ours':>8s} {'':9s} ratio (rounds)")
     for part in args.parts.split(","):
         found = {"command": shlex.join(["python", "bench/speed.py", *(sys.argv[1:] if argv is None else argv)]), "machine": here,
                  "notes": notes, "rows": measured(part, args, device)}

@@ -84,7 +84,8 @@ def main():
     if args.part == "memory":
         run = [sys.executable, __file__, "--part", "memory", "--one"]
         told = (subprocess.run([*run, json.dumps(s)], check=True, stdout=subprocess.PIPE, text=True).stdout for s in SETTINGS)
-        found["memory"] = [json.loads(text.splitlines()[-1]) for text in told]
+        memory = [json.loads(text.splitlines()[-1]) for text in told]
+        found = {**(json.loads(SAVED.read_text(encoding="utf-8")) if SAVED.exists() else {}), "memory": memory}
     else: found[args.part] = forgetting(args.part, args.seed)
     from rag_finetune.models import open_encoder
     from rag_finetune.pipeline import environment

@@ -12,7 +12,7 @@ from tiny import tiny_data, tiny_model
 from rag_finetune.core import DataError, Dataset
 from rag_finetune.data import split
 from rag_finetune.embedding import (
-    RememberedAnswers, Rows, answers, batches, dev_score, few_documents, fine_tune, fit, frozen_below, objective, pair_rows,
+    RememberedAnswers, Rows, answers, batches, between, dev_score, few_documents, fine_tune, fit, frozen_below, objective, pair_rows,
 )
 from rag_finetune.models import FastEncoder, best_dtype, encode_documents, fingerprint, open_encoder
 
@@ -136,8 +136,8 @@ def test_the_weights_are_those_of_the_librarys_trainer(name, folder, splits, tmp
         Ours.rows = rows
         return Ours(data, batch_size=16, drop_last=False, seed=0)
     args = SentenceTransformerTrainingArguments(
-        str(tmp_path), max_steps=curve.steps, per_device_train_batch_size=16, learning_rate=3e-3, warmup_steps=.1, optim="adamw_torch_fused",
-        bf16=best_dtype("cpu") is torch.bfloat16, use_cpu=True, batch_sampler=sampler, seed=0, save_strategy="no", report_to="none",
+        str(tmp_path), max_steps=curve.steps, per_device_train_batch_size=16, learning_rate=3e-3, warmup_steps=.1,
+        optim="adamw_torch_fused", bf16=best_dtype("cpu") is torch.bfloat16, use_cpu=True, batch_sampler=sampler, seed=0, save_strategy="no", report_to="none",
         logging_strategy="no")
     columns = {**rows.columns, **({} if rows.labels is None else {"label": rows.labels})}
     Still(theirs, args, datasets.Dataset.from_dict(columns), loss=loss).train()
@@ -176,6 +176,26 @@ def test_fine_tune_goes_on_where_it_was_stopped_and_asks_for_the_same_dev(folder
     again = tuned(tmp_path, every=3)
     assert again[1] == key and again[0].points == curve.points
     with pytest.raises(DataError, match="another training: dev"): tuned(tmp_path, splits["train"])
+
+
+def test_what_does_not_fit_into_memory_is_said_before_it_is_trained(folder, splits, monkeypatch):
+    model = open_encoder(folder, device="cpu")
+    before = fingerprint(model)
+    monkeypatch.setattr("rag_finetune.training.free_memory", lambda device: 100_000)
+    with pytest.raises(DataError, match="a step of 64 rows of 1 text of 9 tokens takes .* beside the model"):
+        fine_tune(model, splits["train"], name="all-answers")
+    assert fingerprint(model) == before
+
+
+def test_between_two_models_both_ends_are_the_models(folder, splits):
+    base, tuned = (open_encoder(folder, device="cpu") for _ in range(2))
+    fine_tune(tuned, splits["train"], epochs=6, lr=3e-3, share=0)
+    found = between(base, tuned, {"dev": splits["dev"], "train": splits["train"]}, shares=(0, .5, 1))
+    for share, model in ((0, base), (1, tuned)):
+        values = found[share]["dev"]
+        assert sum(values.values()) / len(values) == pytest.approx(dev_score(FastEncoder(model), splits["dev"]), abs=1e-6)
+    assert found.keys() == {0, .5, 1} and found[.5]["train"].keys() == splits["train"].queries.keys()
+    assert found[.5]["dev"] not in (found[0]["dev"], found[1]["dev"])
 
 
 def test_equal_texts_are_nobodys_negatives(folder):

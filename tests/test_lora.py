@@ -121,7 +121,7 @@ def test_full_fine_tunings_learning_rate_teaches_an_adapter_less(folder, splits)
         add_adapter(model)
         points = fine_tune(model, splits["train"], splits["dev"], epochs=2, lr=lr, share=0).points
         return max(p.dev for p in points[1:]) - points[0].dev
-    assert gain(10 * LR) > gain(LR / 10) + .05
+    assert gain(5 * LR) > gain(LR / 10) + .05   # so small a model takes more
 
 
 def test_what_stands_behind_the_transformer_is_not_trained_because_it_is_not_saved(folder, tmp_path, splits):

@@ -18,7 +18,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, LlamaConfig, 
 from rag_finetune import models
 from rag_finetune.core import DataError
 from rag_finetune.models import (
-    FastEncoder, check_folder, encode_documents, encode_queries, fingerprint, model_folder, open_encoder, token_batches,
+    FastEncoder, check_folder, encode_documents, encode_queries, fingerprint, int8_encoder, model_folder, open_encoder, token_batches,
 )
 
 WORDS = "uber trip flight to oslo team lunch hotel room a an the of and paid with card sq star bar".split()
@@ -167,6 +167,47 @@ def test_batches_hold_every_text_once_within_the_budget():
     assert all(lengths[b].max() * len(b) <= 1000 for b in batches)
     assert [len(b) for b in token_batches([5000, 5000], 1000)] == [1, 1]
     assert token_batches([], 1000) == []
+
+
+# ---- int8
+
+@pytest.mark.parametrize("variant", ["mean", "cls, not normalised", "prompts"])
+def test_int8_vectors_point_where_float32_ones_do(variant, texts, tmp_path):
+    pytest.importorskip("openvino")
+    encoder = make_encoder(tmp_path, **VARIANTS[variant])
+    before = fingerprint(encoder)
+    fast = int8_encoder(encoder, texts[:30])
+    for got, own in ((fast.encode_query(texts), encoder.encode_query), (fast.encode_document(texts), encoder.encode_document)):
+        expected = own(texts)
+        cosine = (got * expected).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(expected, axis=1)
+        assert got.dtype == np.float32 and got.shape == expected.shape and cosine.min() > .99
+        assert not np.allclose(got, expected, atol=1e-5)                        # it is eight bits indeed
+    assert fast.similarity_fn_name == "cosine" and fast.encode_query([]).shape == (0, 32)
+    assert fingerprint(encoder) == before
+    encoder.eval()
+    kept = fast.encode_query(texts[:3])
+    with torch.no_grad():
+        for p in encoder[0].parameters(): p += .1
+    np.testing.assert_array_equal(fast.encode_query(texts[:3]), kept)            # a copy of the weights as they were
+
+
+def test_int8_reports_to_nobody(tmp_path):
+    pytest.importorskip("openvino")
+    make_encoder(tmp_path / "base").save(str(tmp_path / "saved"))
+    asked = (f"import sys; from rag_finetune.models import int8_encoder, open_encoder; e = open_encoder({str(tmp_path / 'saved')!r}, 'cpu');"
+             "int8_encoder(e, ['uber trip', 'the bar']); print([m for m in sys.modules if m.startswith('openvino_telemetry')])")
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, env=os.environ | {"HOME": str(home)}, timeout=120)
+    assert done.stdout.strip().splitlines()[-1] == "[]" and not list(home.glob("intel*")), done.stderr[-500:]
+
+
+def test_int8_says_what_it_needs(texts, tmp_path, monkeypatch):
+    encoder = make_encoder(tmp_path / "one")
+    with pytest.raises(DataError, match="no texts; give some hundred"): int8_encoder(encoder, [])
+    with pytest.raises(DataError, match="Router is no plain text transformer"): int8_encoder(make_router(tmp_path), texts)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(DataError, match=r'pip install "rag_finetune\[int8\]"'): int8_encoder(encoder, texts[:3])
 
 
 # ---- save, open, fingerprint

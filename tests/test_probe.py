@@ -340,7 +340,7 @@ def moved(n=8, steps=10):
     rng = np.random.default_rng(0)
     a, b, c = (rng.normal(size=(n, 6)) for _ in range(3))
     def unit(x): return x / np.linalg.norm(x, axis=1, keepdims=True)
-    return [probe.Frame(5 * i, unit(a), unit(b + a * i / 5), unit(c)) for i in range(steps)]
+    return [probe.Frame(5 * i, unit(a), unit(b + a * i / 5), unit(c - b * i / 5)) for i in range(steps)]
 
 
 def test_cosines_are_with_the_negative_and_with_the_positive():

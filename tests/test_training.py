@@ -192,6 +192,18 @@ def test_a_full_disc_is_said_and_leaves_the_last_whole_checkpoint(folder, cut, t
         assert fitted(folder, saved, [.2] if n < each - 1 else [], stop_after=2)[1][-1].dev == .2
 
 
+def test_a_disc_that_is_really_full(folder, straight, tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("mounting a disc of 400 kB needs root")
+    try:
+        with pytest.raises(DataError, match="step-000018: could not be written .No space left on device.; step-000009 before it is whole"):
+            train(folder, "in-batch", tmp_path / "saved")
+        assert [p.name for p in (tmp_path / "saved").iterdir()] == ["step-000009"]
+        subprocess.run(["mount", "-o", "remount,size=4m", str(tmp_path)], check=True)
+        assert train(folder, "in-batch", tmp_path / "saved")["key"] == straight["in-batch"]["key"]
+    finally: subprocess.run(["umount", str(tmp_path)], check=True)
+
+
 def test_a_file_that_may_not_grow_is_a_clear_error(folder, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
