@@ -390,7 +390,7 @@ def _ledger(
     return ledger.lines
 
 # %% ../nbs/14_training.ipynb #8f3697ee
-HELD, HELD_ADAPTER = 1.4, 1.9   # of what a step needs on a CPU; the rest is freed memory that glibc keeps: measured, see below
+HELD, HELD_ADAPTER = 1.2, 1.9   # times what a step needs, on a CPU: glibc keeps some of what is freed; measured, see below
 
 class Memory(NamedTuple):
     "What a training takes, in bytes, beside the model."
@@ -414,7 +414,8 @@ def peak_memory(
     worst = max(a + (b - a) * more for a, b in zip(small, double, strict=True))
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     held = HELD_ADAPTER if any(hasattr(m, "peft_config") for m in model.modules()) else HELD
-    return Memory(int(worst * (held if model.device.type == "cpu" else 1.)), 2 * trained, 16 * batch_size * (batch_size * (columns - 1) + also))
+    if model.device.type != "cpu": held = 1.   # a GPU's own allocator is asked for what is in use
+    return Memory(int(worst * held), 2 * trained, 16 * batch_size * (batch_size * (columns - 1) + also))
 
 def free_memory(
     device:torch.device  # of the model
@@ -445,8 +446,8 @@ def check_memory(
     rows, width = lower(batch_size, lambda n: needs(n, tokens) <= free), lower(tokens, lambda n: needs(batch_size, n) <= free)
     cached = f"the batch size to {rows}, or use a cached loss with mini-batches of {rows}"
     ways = [cached] * (rows > 0) + [f"tokens to {width}"] * (width > 0)
-    asked = f"{batch_size} rows of {columns} text{'s' * (columns > 1)} of {tokens} tokens"
-    raise DataError(f"a step of {asked} takes {found.peak / 1e9:.1f} GB beside the model, {free / 1e9:.1f} GB are free on {model.device.type}: "
+    asked, device = f"{batch_size} rows of {columns} text{'s' * (columns > 1)} of {tokens} tokens", model.device.type
+    raise DataError(f"a step of {asked} takes {found.peak / 1e9:.1f} GB beside the model, {free / 1e9:.1f} GB are free on {device}: "
                     + (f"lower {'; or '.join(ways)}" if ways else "train fewer layers, an adapter, or a smaller model"))
 
 # %% ../nbs/14_training.ipynb #0639da2a

@@ -137,8 +137,8 @@ def test_the_weights_are_those_of_the_librarys_trainer(name, folder, splits, tmp
         return Ours(data, batch_size=16, drop_last=False, seed=0)
     args = SentenceTransformerTrainingArguments(
         str(tmp_path), max_steps=curve.steps, per_device_train_batch_size=16, learning_rate=3e-3, warmup_steps=.1,
-        optim="adamw_torch_fused", bf16=best_dtype("cpu") is torch.bfloat16, use_cpu=True, batch_sampler=sampler, seed=0, save_strategy="no", report_to="none",
-        logging_strategy="no")
+        optim="adamw_torch_fused", bf16=best_dtype("cpu") is torch.bfloat16, use_cpu=True, batch_sampler=sampler, seed=0,
+        save_strategy="no", report_to="none", logging_strategy="no")
     columns = {**rows.columns, **({} if rows.labels is None else {"label": rows.labels})}
     Still(theirs, args, datasets.Dataset.from_dict(columns), loss=loss).train()
     assert fingerprint(model) == fingerprint(theirs) != fingerprint(open_encoder(folder, device="cpu"))
