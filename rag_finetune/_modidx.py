@@ -802,6 +802,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'rag_finetune/training.py'),
                                        'rag_finetune.training._aside': ('training.html#_aside', 'rag_finetune/training.py'),
                                        'rag_finetune.training._found': ('training.html#_found', 'rag_finetune/training.py'),
+                                       'rag_finetune.training._grown': ('training.html#_grown', 'rag_finetune/training.py'),
                                        'rag_finetune.training._ledger': ('training.html#_ledger', 'rag_finetune/training.py'),
                                        'rag_finetune.training._manifest': ('training.html#_manifest', 'rag_finetune/training.py'),
                                        'rag_finetune.training._plain': ('training.html#_plain', 'rag_finetune/training.py'),

@@ -13,6 +13,7 @@ import copy, hashlib, json, logging, os, random, re, shutil, signal, threading, 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -409,9 +410,16 @@ def peak_memory(
     dtype:torch.dtype=torch.float32     # of matrix products, as `models.best_dtype` says
 ) -> Memory:
     "How much a training will take, from two small steps: every moment of a step grows in a straight line with its texts."
-    small, double = (_ledger(model, n, tokens, dtype) for n in (2, 4))
+    return _grown(model, [_ledger(model, n, tokens, dtype) for n in (2, 4)], batch_size, columns, also)
+
+def _grown(
+    model:SentenceTransformer,    # as it will be trained
+    ledgers:Sequence[list[int]],  # of steps with two texts and with four
+    batch_size:int, columns:int, also:int
+) -> Memory:
+    "What a larger step takes."
     more = (batch_size * columns + also - 2) / 2
-    worst = max(a + (b - a) * more for a, b in zip(small, double, strict=True))
+    worst = max(a + (b - a) * more for a, b in zip(*ledgers, strict=True))
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     held = HELD_ADAPTER if any(hasattr(m, "peft_config") for m in model.modules()) else HELD
     if model.device.type != "cpu": held = 1.   # a GPU's own allocator is asked for what is in use
@@ -437,13 +445,15 @@ def check_memory(
 ) -> Memory:  # what it will take
     "`DataError` where a training would not fit, which says what to lower."
     free = free_memory(model.device) if free is None else free
-    def needs(rows: int, width: int) -> int: return peak_memory(model, rows, width, columns, also, dtype).peak
+    @cache
+    def ledgers(width: int) -> list[list[int]]: return [_ledger(model, n, width, dtype) for n in (2, 4)]
+    def needs(rows: int, width: int) -> Memory: return _grown(model, ledgers(width), rows, columns, also)
     def lower(start: int, fits: Callable[[int], bool]) -> int:
         while start > 1 and not fits(start): start //= 2
         return start if fits(start) else 0
-    found = peak_memory(model, batch_size, tokens, columns, also, dtype)
+    found = needs(batch_size, tokens)
     if found.peak <= free: return found
-    rows, width = lower(batch_size, lambda n: needs(n, tokens) <= free), lower(tokens, lambda n: needs(batch_size, n) <= free)
+    rows, width = lower(batch_size, lambda n: needs(n, tokens).peak <= free), lower(tokens, lambda n: needs(batch_size, n).peak <= free)
     cached = f"the batch size to {rows}, or use a cached loss with mini-batches of {rows}"
     ways = [cached] * (rows > 0) + [f"tokens to {width}"] * (width > 0)
     asked, device = f"{batch_size} rows of {columns} text{'s' * (columns > 1)} of {tokens} tokens", model.device.type

@@ -1,5 +1,6 @@
 "What a benchmark promises: seeds put together honestly, a stop that loses little, a test split's uses counted once."
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,19 +14,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 import seeds
 
 
+def copied(folder):
+    "The code on which figures depend, in another place."
+    (folder / "rag_finetune").mkdir()
+    for name in seeds.CODE: shutil.copy(seeds.ROOT / "rag_finetune" / f"{name}.py", folder / "rag_finetune")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     "Two seeds of a tiny set through the command: the second one later, the first after a run that was killed before its first checkpoint."
-    folder = tmp_path_factory.mktemp("seeds")
+    folder, code = tmp_path_factory.mktemp("seeds"), copied(tmp_path_factory.mktemp("code"))   # so that an edit meanwhile does no harm
     write_beir(split(tiny_data(things=5, per_thing=12), {"train": .4, "dev": .2, "test": .4}, 0), folder / "data")
     model, work = str(tiny_model(folder / "tiny")), folder / "work"
     asked = ["--set", f"tiny={folder / 'data'}", "--model", model, "--epochs", "1", "--work", str(work), "--save", "--saved",
              str(folder / "seeds.json")]
-    key = seeds.key({"data": str(folder / "data"), "train_limit": None, "model": model, "epochs": 1})
-    (work / f"tiny-0-{key}").mkdir(parents=True)
-    (work / f"tiny-0-{key}" / "left over").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAG_FINETUNE_USES", str(folder / "uses.jsonl"))
+        patch.setattr(seeds, "ROOT", code)
+        begun = work / f"tiny-0-{seeds.key({'data': str(folder / 'data'), 'train_limit': None, 'model': model, 'epochs': 1})}"
+        begun.mkdir(parents=True)
+        (begun / "left over").touch()
         seeds.main([*asked, "--seeds", "0"])
         first = {f: f.stat().st_mtime_ns for f in work.glob("tiny-0-*.json")}
         asked += ["--seeds", "0,1"]
@@ -63,12 +72,8 @@ def test_what_is_done_is_not_done_again_and_the_test_is_used_once(made, capsys):
 def test_other_settings_and_other_code_are_other_runs(monkeypatch, tmp_path):
     settings = {"data": "/some/where/set", "train_limit": None, "model": "default", "epochs": None}
     assert seeds.key(settings) == seeds.key({**settings, "data": "/else/where/set"}) != seeds.key({**settings, "epochs": 3})
+    monkeypatch.setattr(seeds, "ROOT", copied(tmp_path))
     before = seeds.key(settings)
-    (tmp_path / "rag_finetune").mkdir()
-    package = seeds.ROOT / "rag_finetune"
-    for name in seeds.CODE: (tmp_path / "rag_finetune" / f"{name}.py").write_bytes((package / f"{name}.py").read_bytes())
-    monkeypatch.setattr(seeds, "ROOT", tmp_path)
-    assert seeds.key(settings) == before
     with (tmp_path / "rag_finetune" / "embedding.py").open("a") as file: file.write("# changed\n")
     assert seeds.key(settings) != before
 
