@@ -1,15 +1,23 @@
 """Does the choice of the loss matter, on one model that sees as many rows?
 
-    OMP_NUM_THREADS=1 python bench/losses.py [--only "NAME;..."]
+    OMP_NUM_THREADS=1 python bench/losses.py [--only "NAME;..."] [--work bench-losses]
 
-The bundled transactions (1,260 train, 330 dev, 864 test; 24 categories): all-MiniLM-L6-v2, its upper half trained, rate 1e-4, every loss
-with 2,520 rows (two epochs of 1,260, or one of the 2,520 labelled pairs) in steps of at most 32 (in-batch negatives: 20, since each
-category stands in a batch once), one seed. The wrong category, where a loss wants one, is the untrained model's best. Losses with a margin
-are trained with several. Dev chooses the margin and the loss, by nDCG@10; the intervals on dev are over its queries, and every loss is
-compared with in-batch negatives and with the softmax over all answers, paired, corrected for the number of pairs. What dev chose is then
-trained again and asked on test, once, together with those two and the model as it came.
+The bundled transactions (1,260 train of 20 categories, 330 dev of 22, 864 test of 24): all-MiniLM-L6-v2, its upper half trained, rate
+1e-4, every loss with 2,520 rows (two epochs of 1,260, or one of the 2,520 labelled pairs) in steps of at most 32, one seed. So the steps
+differ: 126 for in-batch negatives, of 20 rows, since each category stands in a batch once; 80 for AllAnswers, the triplet losses and
+those by category; 79 for those over labelled pairs. The wrong category, where a loss wants one, is the untrained model's best. Losses
+with a margin are trained with several.
 
-What is done is kept in assets/losses.json, and a second call goes on from there.
+Two losses of `LOSSES` are left out, since here they are the same training as in-batch negatives: the cached form has its gradients, and
+RememberedAnswers compares with all trained answers, which is what each in-batch step of 20 has before it already.
+
+Dev chooses the margin and the loss, by nDCG@10; the intervals on dev are over its queries, and every loss is compared with in-batch
+negatives and with the softmax over all answers, paired, corrected for the number of pairs. What dev chose is then trained again and asked
+on test, once, together with those two and the model as it came; the 144 test queries of categories that train does not have are shown
+apart.
+
+Each finished training becomes one file under --work at once, and a second call goes on from there. The files carry a digest of our code,
+of the data and of the settings in their names, so trainings of other code are never mixed in. The end writes assets/losses.json.
 
     OMP_NUM_THREADS=1 python bench/losses.py --memory
 
@@ -17,6 +25,7 @@ A step of the plain and of the cached in-batch loss by batch size, each in a pro
 before the step, and processor seconds; the same file.
 """
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -31,13 +40,13 @@ import numpy as np
 import torch
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MultipleNegativesRankingLoss
 
-import rag_finetune.losses as losses
 from rag_finetune.data import atomic, load
 from rag_finetune.embedding import fit, frozen_below, pair_rows
-from rag_finetune.losses import LOSSES, category_rows, rows_and_loss
+from rag_finetune.losses import LOSSES, MARGIN, category_rows, rows_and_loss
 from rag_finetune.metrics import ndcg
 from rag_finetune.models import FastEncoder, open_encoder
 from rag_finetune.negatives import mine
+from rag_finetune.pipeline import slices
 from rag_finetune.retrieval import dense
 from rag_finetune.verdict import compare_all, decide, interval, sentence
 
@@ -47,27 +56,44 @@ MARGINS = (.1, .3, .5)
 WITH_MARGIN = ("TripletLoss", "BatchAllTripletLoss", "BatchHardTripletLoss", "BatchSemiHardTripletLoss")
 WANT_NEGATIVES = ("TripletLoss", "ContrastiveLoss", "OnlineContrastiveLoss", "CoSENTLoss", "AnglELoss")
 IN_BATCH, ALL = "MultipleNegativesRankingLoss", "AllAnswers"
-ROWS = 2520
+AS_IN_BATCH = ("CachedMultipleNegativesRankingLoss", "RememberedAnswers")   # the same training, on 20 categories
+ROWS, RATE, SHARE = 2520, 1e-4, .5   # rows seen; peak learning rate; of the layers that stay as they are
 NESTED = (192, 96, 48, 24, 12)   # of 384
+# whose change may change a figure
+CODE = ("core", "data", "metrics", "models", "retrieval", "verdict", "negatives", "embedding", "training", "losses")
+
+
+def code(*settings):
+    "Changes with our code and with the settings."
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in CODE: digest.update((ROOT / "rag_finetune" / f"{name}.py").read_bytes())
+    return digest.hexdigest()[:10]
+
+
+def kept(file, make):
+    "What is in the file; made now, and put there in one step, if it is not."
+    if not file.is_file():
+        found = make()
+        with atomic(file) as out: json.dump(found, out)
+    return json.loads(file.read_text())
 
 
 def variants():
     "Name -> (loss, margin, lengths, whether a text's partner is another text instead of the category's)."
     for name in LOSSES:
+        if name in AS_IN_BATCH: continue
         for margin in MARGINS if name in WITH_MARGIN else (None,):
             yield f"{name}, margin {margin}" if margin else name, (name, margin, (), False)
     yield "BatchAllTripletLoss, margin 0.3, texts with texts", ("BatchAllTripletLoss", .3, (), True)
     for name in (IN_BATCH, ALL): yield f"{name}, nested", (name, None, NESTED, False)
 
 
-def trained(setting, splits, found, seed=0) -> tuple[Any, Any]:
+def trained(setting, train, found, seed=0) -> tuple[Any, Any]:
     "The model and the curve."
-    name, margin, dims, texts = setting
-    train, model = splits["train"], open_encoder()
-    losses.MARGIN = margin or losses.MARGIN
+    (name, margin, dims, texts), model = setting, open_encoder()
     data = category_rows(list(train.queries.values()), [train.positives(q)[0] for q in train.queries]) if texts else train
-    rows, loss = rows_and_loss(name, model, data, found if name in WANT_NEGATIVES else None, dims=dims)
-    with frozen_below(model, .5): return model, fit(model, rows, loss, epochs=round(ROWS / len(rows.docs)), lr=1e-4, seed=seed)
+    rows, loss = rows_and_loss(name, model, data, found if name in WANT_NEGATIVES else None, dims=dims, margin=margin or MARGIN)
+    with frozen_below(model, SHARE): return model, fit(model, rows, loss, epochs=round(ROWS / len(rows.docs)), lr=RATE, seed=seed)
 
 
 def values(model, data, length=None):
@@ -77,8 +103,20 @@ def values(model, data, length=None):
     finally: model.truncate_dim = before
 
 
-def save(kept):
-    with atomic(OUT) as file: file.write(json.dumps(kept) + "\n")
+def on_dev(name, setting, splits, found):
+    "A variant, trained and looked at on dev."
+    began = time.process_time()
+    model, curve = trained(setting, splits["train"], found)
+    row = {"loss": setting[0], "margin": setting[1], "steps": curve.steps, "rows": curve.rows,
+           "training_loss": [p.loss for p in curve.points[1:]], "dev": values(model, splits["dev"]),
+           "seconds": round(time.process_time() - began)}
+    if setting[0] in (IN_BATCH, ALL):
+        row["lengths"] = {str(n): interval(values(model, splits["dev"], n)).as_dict() for n in (384, *NESTED)}
+    print(f"{name}: {mean(row['dev']):.4f} on dev after {curve.steps} steps, {row['seconds']} s", flush=True)
+    return row
+
+
+def mean(values): return float(np.mean(list(values.values())))
 
 
 def best_of(rows):
@@ -87,28 +125,48 @@ def best_of(rows):
     for name, row in rows.items():
         if name.endswith(("nested", "texts with texts")): continue
         loss = name.split(",")[0]
-        if loss not in out or np.mean(list(row["dev"].values())) > np.mean(list(rows[out[loss]]["dev"].values())): out[loss] = name
+        if loss not in out or mean(row["dev"]) > mean(rows[out[loss]]["dev"]): out[loss] = name
     return out
 
 
-def judged(kept, splits, found):
-    "Every loss on dev against the two references; what dev chose, and the references, on test."
-    rows = kept["rows"]
-    best = best_of(rows)
-    dev = {loss: rows[name]["dev"] for loss, name in best.items()} | {"as it came": kept["base"]["dev"]}
-    pairs = [(a, b) for b in (IN_BATCH, ALL) for a in dev if a != b and (a, b) != (ALL, IN_BATCH)]
-    kept["dev"] = {name: interval(v).as_dict() for name, v in dev.items()}
-    kept["dev_comparisons"] = [c.as_dict() | {"decision": decide(c)} for c in compare_all(dev, pairs, "nDCG@10")]
-    chosen = max(best, key=lambda loss: np.mean(list(dev[loss].values())))
-    test = {"as it came": values(open_encoder(), splits["test"])}
-    for loss in dict.fromkeys((chosen, IN_BATCH, ALL)):
-        test[loss] = values(trained(dict(variants())[best[loss]], splits, found)[0], splits["test"])
+def compared(data, pairs):
+    "Intervals, and what is better than what, as plain data."
+    found = compare_all(data, pairs, "nDCG@10")
+    return {"nDCG@10": {name: interval(v).as_dict() for name, v in data.items()},
+            "comparisons": [c.as_dict() | {"decision": decide(c)} for c in found], "said": [sentence(c, decide(c)) for c in found]}
+
+
+def judged(rows, base, chosen, best, test, parts):
+    "Every loss on dev against the two references; what dev chose, and the references, on test, and on its seen and unseen categories."
+    dev = {loss: rows[name]["dev"] for loss, name in best.items()} | {"as it came": base}
+    on = compared(dev, [(a, b) for b in (IN_BATCH, ALL) for a in dev if a != b and (a, b) != (ALL, IN_BATCH)])
     pairs = [(chosen, other) for other in test if other != chosen]
-    tested = compare_all(test, pairs, "nDCG@10")
-    kept["chosen"], kept["best"] = chosen, best
-    kept["test"] = {name: interval(v).as_dict() for name, v in test.items()}
-    kept["test_comparisons"] = [c.as_dict() | {"decision": decide(c)} for c in tested]
-    for c in tested: print(sentence(c, decide(c)))
+    def of(queries): return compared({name: {q: v[q] for q in queries} for name, v in test.items()}, pairs)
+    whole = of(next(iter(test.values())))
+    return {"dev": on["nDCG@10"], "dev_comparisons": on["comparisons"], "chosen": chosen, "best": best, "test": whole["nDCG@10"],
+            "test_comparisons": whole["comparisons"], "slices": {name: of(part) for name, part in parts.items()}}
+
+
+def compare(work, only):
+    "All trainings, from the files where they are done; None where only some were wanted."
+    splits, base, settings = load("transactions"), open_encoder(), dict(variants())
+    data = [splits[s].fingerprint for s in ("train", "dev")]
+    found, _ = mine(splits["train"], dense(splits["train"], FastEncoder(base)), per_query=1, seed=None)
+    def file(name, *more): return work / f"{name.replace(' ', '-')}-{code(settings[name], ROWS, RATE, SHARE, *data, *more)}.json"
+    rows = {name: kept(file(name), partial(on_dev, name, setting, splits, found)) for name, setting in settings.items()
+            if not only or name in only.split(";")}
+    if only: return None
+    best = best_of(rows)
+    chosen = max(best, key=lambda loss: mean(rows[best[loss]]["dev"]))
+    test = {"as it came": values(base, splits["test"])}
+    for loss in dict.fromkeys((chosen, IN_BATCH, ALL)):
+        def asked(setting): return values(trained(setting, splits["train"], found)[0], splits["test"])
+        test[loss] = kept(file(best[loss], "test", splits["test"].fingerprint), partial(asked, settings[best[loss]]))
+    parts = {name: list(part) for name, part in slices(splits["train"], splits["test"]).items()}
+    told = judged(rows, values(base, splits["dev"]), chosen, best, test, parts)
+    for c in told["test_comparisons"]: print(c["a"], "-", c["b"], f"{c['difference']:+.3f}", c["decision"])
+    for name, part in told["slices"].items(): print(f"{name}, {len(parts[name])} queries", *part["said"], sep="\n   ")
+    return {"rows": rows, **told}
 
 
 # ---- memory of a step
@@ -136,39 +194,28 @@ def machine():
             "model": "all-MiniLM-L6-v2"}
 
 
+def measured():
+    "A step of either kind by batch size."
+    def one(*step): return subprocess.run([sys.executable, __file__, "--step", *step], check=True, capture_output=True, text=True).stdout
+    rows = [json.loads(one(kind, str(n))) for n in (32, 64, 128, 256) for kind in ("plain", "cached")]
+    for row in rows: print(row)
+    return {"memory": rows}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="train these variants and stop")
+    parser.add_argument("--work", type=Path, default=Path("bench-losses"), help="where finished trainings are kept")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--step", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step: return step(args.step[0], int(args.step[1]))
-    begun = {"command": "OMP_NUM_THREADS=1 python bench/losses.py", "machine": machine(), "rows": {}}
-    kept = json.loads(OUT.read_text()) if OUT.exists() else begun
-    if args.memory:
-        kept["memory"] = [json.loads(subprocess.run([sys.executable, __file__, "--step", kind, str(n)], check=True, capture_output=True,
-                                                    text=True).stdout) for n in (32, 64, 128, 256) for kind in ("plain", "cached")]
-        for row in kept["memory"]: print(row)
-        return save(kept)
-    splits = load("transactions")
-    base = open_encoder()
-    if "base" not in kept: kept["base"] = {"dev": values(base, splits["dev"])}
-    found, _ = mine(splits["train"], dense(splits["train"], FastEncoder(base)), per_query=1, seed=None)
-    for name, setting in variants():
-        if name in kept["rows"] or args.only and name not in args.only.split(";"): continue
-        began = time.process_time()
-        model, curve = trained(setting, splits, found)
-        row = {"loss": setting[0], "margin": setting[1], "steps": curve.steps, "rows": curve.rows,
-               "training_loss": [p.loss for p in curve.points[1:]], "dev": values(model, splits["dev"]),
-               "seconds": round(time.process_time() - began)}
-        if setting[0] in (IN_BATCH, ALL):
-            row["lengths"] = {str(n): interval(values(model, splits["dev"], n)).as_dict() for n in (384, *NESTED)}
-        kept["rows"][name] = row
-        save(kept)
-        print(f"{name}: {np.mean(list(row['dev'].values())):.4f} on dev after {curve.steps} steps, {row['seconds']} s", flush=True)
-    if args.only: return None
-    judged(kept, splits, found)
-    return save(kept)
+    found = measured() if args.memory else compare(args.work, args.only)
+    if found is None: return None
+    before = json.loads(OUT.read_text()) if OUT.exists() else {}
+    if not args.memory: before = {"memory": before["memory"]} if "memory" in before else {}
+    saved = {**before, "command": "OMP_NUM_THREADS=1 python bench/losses.py", "machine": machine(), **found}
+    with atomic(OUT) as file: file.write(json.dumps(saved) + "\n")
 
 
 if __name__ == "__main__": main()

@@ -13,7 +13,7 @@ vectors up on both sides (384 numbers, in groups as a model's are), so that what
 of them, as one does who lets dev choose (up to 10,000 documents); "encoding" has the embedded model encode texts of 30 words first. The
 library takes 16,384 queries at a time; "1,024 at a time" is what one would set where memory is short. Seconds are of the processor, over
 all threads; memory is the most that the process ever held above what it held when the data were made and 1,000 other documents mined.
-"same": the share of queries for which both take the same four.
+"same": the share of queries for which it takes the same four as ours.
 
 `rate`: judgements are hidden, negatives mined, a sample of them judged, and the estimate compared with the truth, over many samples.
 The transactions are searched in each other (of each only the nearest right one is told); of scifact's claims one abstract is told and
@@ -21,8 +21,10 @@ the rest hidden, for all of them and for those with several (needs $RAG_FINETUNE
 interval holds the true rate; the usual plus or minus (Wald), which takes pairs for independent, stands beside it. "by rank" draws from
 each rank in proportion.
 
-`judge`: 400 pairs judged by a judge who errs, some of them read by a person who does not; coverage and width of the judge's own rate,
-of `corrected`, and of the estimate of Rogan and Gladen (1978) with the limits of Lang and Reiczigel (2014) for the same data.
+`judge`: 400 pairs judged by a judge who errs, some of them (of each of the judge's verdicts at least one) read by a person who does not;
+coverage and width of the judge's own rate, of `corrected`, and of the estimate of Rogan and Gladen (1978) with the limits of Lang and
+Reiczigel (2014) for the same data. One pair for each query; the last two rows have several, and with the chance "alike" a query has either
+no false one or only such.
 
 `policies`: the model fine-tuned for one epoch on transactions searched in each other (--train of train's; of each only the nearest right
 one is told), with one negative each, mined from the best 20: as mined, without the false ones, with those relabelled and mined again, with
@@ -157,11 +159,12 @@ def speed(args):
                     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
                     took.setdefault((how, int(n), side), []).append(json.loads(done.stdout.splitlines()[-1]))
                     print(how, n, side, took[how, int(n), side][-1], flush=True)
-                a, *others = (json.loads(Path(folder, f"{i}.json").read_text()) for i in range(len(SIDES)))
-                same[how, int(n)] = statistics.mean(a[q] == others[0].get(q, []) for q in a)
+                mined = {side: json.loads(Path(folder, f"{i}.json").read_text()) for i, side in enumerate(SIDES)}
+                first = mined[next(iter(SIDES))]
+                same |= {(how, int(n), side): statistics.mean(first[q] == m.get(q, []) for q in first) for side, m in mined.items()}
     middle = {key: {k: statistics.median(r[k] for r in rounds) for k in rounds[0]} for key, rounds in took.items()}
     first = next(iter(SIDES))
-    return [{"what": how, "documents": n, "miner": side, **{k: round(v, 2) for k, v in row.items()}, "same": round(same[how, n], 4),
+    return [{"what": how, "documents": n, "miner": side, **{k: round(v, 2) for k, v in row.items()}, "same": round(same[how, n, side], 4),
              **{f"{k}: this / ours": round(row[k] / middle[how, n, first][k], 2) for k in ("seconds", "MiB") if middle[how, n, first][k]}}
             for (how, n, side), row in middle.items()]
 
@@ -249,25 +252,29 @@ def rogan_gladen(called, n, person, z=1.96):
 
 
 def erring(args):
-    rows, rng, n = [], np.random.default_rng(0), 400
-    for read in (60, 120):
-        for true in (.03, .1, .3):
-            for sensitivity, specificity in ((.9, .95), (.7, .9), (.6, .7)):
-                limits = {"judge alone": [], "corrected": [], "Rogan-Gladen": []}
-                for _ in range(args.samples):
-                    truth = rng.random(n) < true
-                    call = np.where(truth, rng.random(n) < sensitivity, rng.random(n) >= specificity)
-                    judge = {(str(i), "d"): bool(c) for i, c in enumerate(call)}
-                    some = rng.choice(n, read, replace=False)
-                    limits["judge alone"].append(rate(judge)[1:3])
-                    limits["corrected"].append(corrected(judge, {(str(i), "d"): bool(truth[i]) for i in some})[1:3])
-                    limits["Rogan-Gladen"].append(rogan_gladen(int(call.sum()), n, [(truth[i], call[i]) for i in some]))
-                row = {"truth": true, "sensitivity": sensitivity, "specificity": specificity, "judged": n, "read": read}
-                for name, found in limits.items():
-                    low, high = np.array(found).T
-                    row |= {f"{name}: coverage": round(float(np.mean((low <= true) & (true <= high))), 3),
-                            f"{name}: width": round(float(np.mean(high - low)), 3)}
-                rows.append(row)
+    rows, rng = [], np.random.default_rng(0)
+    judges = [(.9, .95), (.7, .9), (.6, .7)]
+    settings = [(400, 1, 0., read, true, *j) for read in (60, 120) for true in (.03, .1, .3) for j in judges]
+    settings += [(30, 10, .6, 100, .2, .8, .85), (50, 8, .8, 100, .2, .8, .85)]
+    for queries, each, alike, read, true, sensitivity, specificity in settings:
+        limits, n = {"judge alone": [], "corrected": [], "Rogan-Gladen": []}, queries * each
+        for _ in range(args.samples):
+            together = np.repeat(rng.random(queries) < alike, each)
+            truth = np.where(together, np.repeat(rng.random(queries) < true, each), rng.random(n) < true)
+            call = np.where(truth, rng.random(n) < sensitivity, rng.random(n) >= specificity)
+            some = rng.choice(n, read, replace=False)
+            while len(set(call[some])) < len(set(call)): some = rng.choice(n, read, replace=False)
+            judge = {(str(i // each), str(i)): bool(c) for i, c in enumerate(call)}
+            limits["judge alone"].append(rate(judge)[1:3])
+            limits["corrected"].append(corrected(judge, {(str(i // each), str(i)): bool(truth[i]) for i in some})[1:3])
+            limits["Rogan-Gladen"].append(rogan_gladen(int(call.sum()), n, [(truth[i], call[i]) for i in some]))
+        row = {"truth": true, "sensitivity": sensitivity, "specificity": specificity, "judged": n, "read": read,
+               "pairs of a query": each, "alike": alike}
+        for name, found in limits.items():
+            low, high = np.array(found).T
+            row |= {f"{name}: coverage": round(float(np.mean((low <= true) & (true <= high))), 3),
+                    f"{name}: width": round(float(np.mean(high - low)), 3)}
+        rows.append(row)
     return rows
 
 
@@ -288,12 +295,12 @@ def policies_of(train, run, seed):
     data = told(whole, run, lambda q, docs: max(docs, key=lambda d: run[q].get(d, -1.)))
     hard = mine(data, run, last=20, per_query=1, seed=seed)[0]
     false = {(q, d) for q, docs in hard.items() for d in docs if whole.qrels[q].get(d, 0) > 0}
-    more = relabelled(data, false)
+    more = relabelled(data, false)   # those pairs are positives there, so neither mined nor drawn
     def filled(mined, of=data): return fill(mined, of, 1, seed)
     return {"in-batch alone": (data, None), "random": (data, filled({q: [] for q in hard})), "keep": (data, filled(hard)),
             "margin .2": (data, filled(mine(data, run, last=20, relative_margin=.2, per_query=1, seed=seed)[0])),
-            "drop": (data, filled(without(hard, false))),
-            "relabel": (more, filled(without(mine(more, run, last=20, per_query=1, seed=seed)[0], false), more))}, whole.qrels
+            "drop": (data, fill(without(hard, false), data, 1, seed, never=false)),
+            "relabel": (more, filled(mine(more, run, last=20, per_query=1, seed=seed)[0], more))}, whole.qrels
 
 
 def policies(args):
@@ -325,7 +332,8 @@ def policies(args):
             found = kept(f"{name} {seed}", trained)
             values[f"{name} {seed}"] = found["values"]
             false = statistics.mean(false_negatives(negatives, qrels).values()) if negatives else 0.
-            about.setdefault(name, []).append((found["steps"], false))
+            rows_of = sum(len(data.positives(q)) for q in data.queries)
+            about.setdefault(name, []).append((found["steps"], rows_of, false))
     means = {name: {q: statistics.mean(values[f"{name} {s}"][q] for s in seeds) for q in values["untuned"]} for name in about}
     means |= {"untuned": values["untuned"]}
     pairs = [(name, "keep") for name in about if name != "keep"] + [("keep", "untuned")]
@@ -334,7 +342,8 @@ def policies(args):
     for name, v in means.items():
         row = {"policy": name, "nDCG@10": interval(v).as_dict()}
         if name in about: row |= {"by seed": [round(statistics.mean(values[f"{name} {s}"].values()), 4) for s in seeds],
-                                  "steps": about[name][0][0], "false": round(statistics.mean(f for _, f in about[name]), 3)}
+                                  "steps": [s for s, _, _ in about[name]], "rows": [n for _, n, _ in about[name]],
+                                  "false": round(statistics.mean(f for _, _, f in about[name]), 3)}
         if c := compared.get(name): row |= {"against": c.b, "difference": round(c.difference, 4), "low": round(c.low, 4),
                                             "high": round(c.high, 4), "p": round(c.p_holm, 4), "verdict": decide(c)}
         rows.append(row)

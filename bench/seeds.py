@@ -29,13 +29,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from scipy.stats import t as student
 
 from rag_finetune.data import atomic, read_any, read_qrels, read_run
 from rag_finetune.metrics import evaluate
-from rag_finetune.pipeline import DECIDES, METRICS, UNFINISHED, _both, prepare, record_use, run, slices, uses_file
+from rag_finetune.pipeline import BEGUN, DECIDES, METRICS, UNFINISHED, _both, prepare, record_use, run, slices, uses_file
 from rag_finetune.verdict import Interval, compare_all, decide, format_table, interval, sentence
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,9 +52,15 @@ PAIRS = [(CHOSEN, CHEAP), (CHOSEN, "base"), ("tuned", CHEAP), ("tuned", "base")]
 
 # ---- one run
 
+@cache
+def texts(path):
+    "Split -> fingerprint."
+    return {name: part.fingerprint for name, part in read_any(path).splits.items()}
+
+
 def key(settings):
-    "Changes with our code and with the settings."
-    digest = hashlib.sha256(json.dumps({**settings, "data": Path(settings["data"]).name}, sort_keys=True).encode())
+    "Changes with our code, with the settings and with the data."
+    digest = hashlib.sha256(json.dumps({**settings, "data": texts(settings["data"])}, sort_keys=True).encode())
     for name in CODE: digest.update((ROOT / "rag_finetune" / f"{name}.py").read_bytes())
     return digest.hexdigest()[:10]
 
@@ -61,7 +68,7 @@ def key(settings):
 def one(settings, seed, folder, file):
     "Run, or go on with a run that was stopped; then keep each query's values in one file."
     if not (folder / "results.json").is_file():
-        stopped = (folder / UNFINISHED).is_dir()
+        stopped = (folder / UNFINISHED / BEGUN).is_file()
         if folder.exists() and not stopped: shutil.rmtree(folder)
         run(out=folder, seed=seed, resume=stopped, **settings)
     results, qrels = json.loads((folder / "results.json").read_text()), read_qrels(folder / "qrels.trec")
@@ -144,7 +151,8 @@ def together(files, seeds, worth=.01):
             "slices": {name: tables(runs, set(part))[0] for name, part in same.items()},
             "verdict": {"decision": told[CHEAP], "sentence": lines[CHEAP], "against_base": lines["base"]},
             "runs": [{"seed": s, "chosen": v["chosen"], "best_cheap": v["best_cheap"], "sentence": v["sentence"],
-                      **{k: f["results"]["settings"].get(k) for k in settings}, "seconds": round(sum(f["results"]["seconds"].values()))}
+                      **{k: f["results"]["settings"].get(k) for k in settings},
+                      "seconds": None if f["results"]["resumed"] else round(sum(f["results"]["seconds"].values()))}
                      for s, v, f in zip(seeds, verdicts, files)],
             "environment": first["environment"]}
 

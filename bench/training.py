@@ -4,8 +4,8 @@
     python bench/training.py --part transactions [--seed 0]
     python bench/training.py --part handbook [--seed 0]
 
-memory: for each setting a process of its own asks `peak_memory`, then trains three steps on texts of exactly that length and reads the
-most that it ever held (VmHWM) above what it held before.
+memory: for each setting a process of its own asks `peak_memory`, then trains three steps on texts of that many words, keeps the best
+weights and writes a checkpoint, and reads the most that it ever held (VmHWM) above what it held before.
 
 transactions, handbook: the embedded model is fine-tuned on that set (dev chooses the epoch) and measured, with the models between it and
 the model as it came, on the same set and on the other one, of which it saw nothing. The share of the way is chosen on the dev queries of
@@ -13,10 +13,12 @@ the set that was trained for, the least of equal ones; test is asked once. Each 
 """
 import argparse
 import json
+import random
 import re
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 SAVED = ROOT / "assets" / "training.json"
@@ -36,14 +38,16 @@ def measure(kind, rows, tokens):
     from rag_finetune.embedding import Rows, fit, frozen_below
     from rag_finetune.lora import add_adapter
     from rag_finetune.models import open_encoder
-    from rag_finetune.training import peak_memory
-    model = open_encoder()
+    from rag_finetune.training import Kept, peak_memory
+    model, rng = open_encoder(), random.Random(0)
     if kind == "adapter": add_adapter(model, 8)
     ids = [frozenset([str(i)]) for i in range(3 * rows)]
-    data = Rows({"anchor": ["a " * tokens] * len(ids), "positive": ["a " * tokens] * len(ids)}, ids, ids)
-    with frozen_below(model, .5 if kind == "half" else 0.):
-        told, before = peak_memory(model, rows, tokens), held("VmRSS")
-        fit(model, data, MultipleNegativesRankingLoss(model), epochs=1, batch_size=rows, tokens=tokens)
+    def texts(): return [" ".join(rng.choices(["red", "car", "lunch", "hotel", "of"], k=tokens)) for _ in ids]
+    data = Rows({"anchor": texts(), "positive": texts()}, ids, ids)
+    recalled = 2 * len(ids) * tokens * 4 * 384 if kind == "half" else 0   # 384 numbers of each token, out of untrained layers
+    with TemporaryDirectory() as folder, frozen_below(model, .5 if kind == "half" else 0.):
+        told, before = peak_memory(model, rows, tokens, kept=Kept(True, True, recalled)), held("VmRSS")
+        fit(model, data, MultipleNegativesRankingLoss(model), lambda: 0., epochs=1, batch_size=rows, tokens=tokens, checkpoints=Path(folder))
     return {"trained": kind, "rows": rows, "tokens": tokens, "told": told.peak, "took": held("VmHWM") - before, "before": before}
 
 

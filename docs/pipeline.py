@@ -30,7 +30,7 @@ BOXES = [
     Box("08_ladder", 1, 0, "Ladder", "the cheap rungs", RUN),
     Box("09_negatives", 3, 2, "Negatives", "close, but wrong", RUN),
     Box("10_embedding", 2, 2, "Embedding", "fine-tune it", RUN),
-    Box("12_lora", 2, 3, "LoRA", "small adapters", RUN),
+    Box("12_lora", 2, 3, "LoRA", "small adapters"),
     Box("13_losses", 3, 3, "Losses", "which for which data"),
     Box("14_training", 4, 3, "Training", "stopped, resumed", RUN),
     Box("15_probe", 1, 3, "Probe", "what it knows now"),

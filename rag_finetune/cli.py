@@ -6,7 +6,7 @@
 __all__ = ['app', 'NEEDS', 'run', 'check', 'synthesize', 'compare', 'convert', 'review']
 
 # %% ../nbs/91_cli.ipynb #67d9e347
-import json, logging, os, shutil, sys, time
+import json, logging, os, shutil, signal, sys, time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,17 +44,22 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 def _one_line(kept:Path|None=None) -> Iterator[None]:
     "Bad input ends as one line on stderr and exit code 2; Ctrl-C says what is kept and ends with 130."
     def inside(): return {f.name for f in kept.iterdir() if not f.name.startswith(".")} if kept and kept.is_dir() else set()
+    def goes_on():
+        begun = kept and (kept / "training" / "run.json").is_file()
+        return f"; the same command with --out {kept} --resume goes on with it" if begun else ""
     try:
         there = inside() - {"training"}  # somebody else's; checkpoints are ours, also of a run that goes on
         yield
     except (DataError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {error}{goes_on()}", err=True)
         raise typer.Exit(2) from None
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGTERM: typer.echo(f"\nstopped, as it was asked to{goes_on()}", err=True)
+        raise
     except KeyboardInterrupt:
         files = sorted(inside() - there)
         what = f"kept in {kept}: {', '.join(files)}" if files else "nothing was finished, so nothing is kept"
-        if "training" in files: what += f"; the same command with --out {kept} --resume goes on there"
-        typer.echo(f"\ninterrupted; {what}", err=True)
+        typer.echo(f"\ninterrupted; {what}{goes_on()}", err=True)
         raise typer.Exit(130) from None
 
 # %% ../nbs/91_cli.ipynb #0778e188

@@ -8,17 +8,17 @@ __all__ = ['RANK', 'ALPHA', 'LR', 'TASK', 'FILES', 'PREFIX', 'CARD', 'TAKEN', 'I
            'Adapted', 'open_adapters', 'open_4bit', 'open_unsloth']
 
 # %% ../nbs/12_lora.ipynb #ec9b127c
-import hashlib, importlib.util, json, threading, warnings
+import hashlib, importlib.util, json, math, sys, threading, warnings
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, prepare_model_for_kbit_training, set_peft_model_state_dict
+from peft import LoraConfig, prepare_model_for_kbit_training
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -47,6 +47,15 @@ def _adapted(
     "The layers that have an adapter."
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
+def _matrices(
+    inner:nn.Module  # a transformer
+) -> dict[str, nn.Module]:  # name -> the layer itself, without what lies beside it
+    "All that an adapter can go beside, tables of vectors too; what is inside an adapter is no part of it."
+    adapted = _adapted(inner)
+    own = {name: adapted[name].get_base_layer() if name in adapted else module for name, module in inner.named_modules()}
+    return {name: layer for name, layer in own.items() if isinstance(layer, (nn.Linear, Conv1D, nn.Embedding))
+            and not any(name.startswith(f"{a}.") for a in adapted)}
+
 # %% ../nbs/12_lora.ipynb #bc2818b6
 def linear_layers(
     model:SentenceTransformer,  # any that starts with a transformer
@@ -57,15 +66,13 @@ def linear_layers(
     lists = {name: module for name, module in inner.named_modules() if isinstance(module, nn.ModuleList)}
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]  # lists inside layers are no stack
     if not outer: raise DataError(f"{type(inner).__name__} has no stack of layers; name the matrices that get an adapter in `targets`")
-    stack, adapted = max(outer, key=lambda name: len(lists[name])), _adapted(inner)
-    upper = list(enumerate(lists[stack]))[round(len(lists[stack]) * share):]
-    modules = {f"{stack}.{i}.{name}": module for i, layer in upper for name, module in layer.named_modules() if name}
-    def inside(name): return any(name.startswith(f"{a}.") for a in adapted)   # a part of an adapter that is there already
-    return [n for n, m in modules.items() if n in adapted or (isinstance(m, (nn.Linear, Conv1D)) and not inside(n))]
+    stack = max(outer, key=lambda name: len(lists[name]))
+    upper = tuple(f"{stack}.{i}." for i in range(round(len(lists[stack]) * share), len(lists[stack])))
+    return [name for name, layer in _matrices(inner).items() if name.startswith(upper) and not isinstance(layer, nn.Embedding)]
 
 # %% ../nbs/12_lora.ipynb #1a807fae
 RANK, ALPHA = 16, 32  # alpha: as in LoRA Without Regret; both together are alpha = 2 x rank, as in Biderman et al.
-LR = 2e-3  # ten times what is best without an adapter (the main job's 2e-4): LoRA Without Regret's rule, and dev's choice below
+LR = 2e-3  # ten times what is best without an adapter (the main job's 2e-4): LoRA Without Regret's rule; dev's choice in bench/lora.py
 TASK = "FEATURE_EXTRACTION"  # peft's word for a model without a head
 
 def adapters(
@@ -74,14 +81,21 @@ def adapters(
     "The adapters that lie in a model, switched on or not."
     return list(getattr(_transformer(model), "peft_config", {}))
 
+def _refuse_name(
+    model:SentenceTransformer,  # that gets an adapter
+    name:str                    # of it
+) -> None:
+    "Raise `DataError` where an adapter cannot be called so."
+    if name in adapters(model): raise DataError(f"the model has an adapter {name!r} already; give this one another name")
+    if not name or "." in name or hasattr(nn.ModuleDict(), name):   # torch keeps adapters in one, beside its own methods
+        raise DataError(f"adapter name {name!r}: give another one, without a dot and no method's name in torch, like 'customer-7'")
+
 def _put(
     model:SentenceTransformer,  # changed in place
     config:LoraConfig,          # what to put where
-    name:str                    # a new one
+    name:str                    # that was checked
 ) -> None:
     "Put an adapter into the model, switch it on, and let nothing else be trained."
-    if name in adapters(model): raise DataError(f"the model has an adapter {name!r} already; give this one another name")
-    if not name or "." in name: raise DataError(f"adapter name {name!r}: give a name without a dot")
     for parameter in model.parameters(): parameter.requires_grad_(False)  # modules behind the transformer too: they are not saved with it
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second adapter beside the first is meant
@@ -99,9 +113,11 @@ def add_adapter(
 ) -> int:  # parameters to train
     "Put a new adapter beside a model's matrices; until it is trained it changes nothing."
     if rank < 1: raise DataError(f"rank {rank}: an adapter needs a rank of 1 or more")
-    chosen, there = linear_layers(model) if targets is None else list(targets), dict(_transformer(model).named_modules())
+    if not 0 < alpha < math.inf: raise DataError(f"alpha {alpha}: give a number above 0, like {ALPHA}")
+    _refuse_name(model, name)
+    chosen, there = linear_layers(model) if targets is None else list(targets), _matrices(_transformer(model))
     missing = [t for t in chosen if t not in there] if chosen else ["nothing"]
-    if missing: raise DataError(f"targets: no layer {missing[0]!r} in the model; linear_layers(model) names those that there are")
+    if missing: raise DataError(f"targets: no matrix {missing[0]!r} in the model; linear_layers(model) names those that there are")
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, use_rslora=rslora, task_type=TASK)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -165,8 +181,20 @@ def _tell(
 ) -> None:
     "Write down which base an adapter belongs to."
     told = {"name": base, "fingerprint": fingerprint(model, adapters=False), **_described(model)}
-    page = json.dumps({"base": told, "sha256": _sha256(folder / FILES[0])}, indent=1)
+    page = json.dumps({"base": told, "sha256": {file: _sha256(folder / file) for file in FILES[:2]}}, indent=1)
     (folder / FILES[3]).write_text(page + "\n", encoding="utf-8")
+
+def _tensors(
+    model:SentenceTransformer,  # with adapters in it
+    name:str                    # one of them
+) -> dict[str, torch.Tensor]:  # by the names that peft gives them in a file, less `PREFIX`; the model's own, not copies
+    "An adapter's weights."
+    found = {}
+    for layer, module in _adapted(_transformer(model)).items():
+        for key, tensor in module.state_dict().items():   # like lora_A.NAME.weight, or lora_embedding_A.NAME
+            part, own, *rest = key.split(".")
+            if part in module.adapter_layer_names and own == name: found[".".join([layer, part, *rest])] = tensor
+    return found
 
 def save_adapter(
     model:SentenceTransformer,  # with one adapter switched on
@@ -177,10 +205,12 @@ def save_adapter(
     name, folder, inner = _on(model), Path(folder), _transformer(model)
     if (folder / "modules.json").exists() or (folder / "config.json").exists():
         raise DataError(f"{folder}: holds a model; give the adapter a folder of its own")
+    others = [] if (folder / FILES[1]).exists() else [file for file in FILES[2:] if (folder / file).exists()]
+    if others: raise DataError(f"{folder}: holds {others[0]}, which belongs to no adapter; give the adapter a folder of its own")
     folder.mkdir(parents=True, exist_ok=True)
-    for file in FILES: (folder / file).unlink(missing_ok=True)
-    tensors = get_peft_model_state_dict(inner, adapter_name=name, save_embedding_layers=False)
-    save_file({PREFIX + key: t.detach().cpu().contiguous() for key, t in tensors.items()}, folder / FILES[0], {"format": "pt"})
+    for file in reversed(FILES): (folder / file).unlink(missing_ok=True)
+    tensors = {PREFIX + key: tensor.cpu().contiguous() for key, tensor in _tensors(model, name).items()}
+    save_file(tensors, folder / FILES[0], {"format": "pt"})
     config:Any = inner.peft_config[name]
     settings = config.to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
     plain = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
@@ -189,8 +219,8 @@ def save_adapter(
     _tell(folder, model, base)
 
 # %% ../nbs/12_lora.ipynb #b874a3dc
-TAKEN = ("r", "lora_alpha", "target_modules", "use_rslora", "fan_in_fan_out")  # settings that are used
-IGNORED = ("peft_type", "base_model_name_or_path", "inference_mode", "lora_dropout", "peft_version", "revision", "task_type")
+TAKEN = ("r", "lora_alpha", "use_rslora", "fan_in_fan_out")  # settings that are used
+IGNORED = ("target_modules", "peft_type", "base_model_name_or_path", "inference_mode", "lora_dropout", "peft_version", "revision", "task_type")
 
 def _lora_settings(
     folder:Path  # an adapter's
@@ -203,6 +233,11 @@ def _lora_settings(
         if key not in (*TAKEN, *IGNORED) and value not in (plain.get(key), None, False, [], {}):
             raise DataError(f"{folder}: {FILES[1]} sets {key!r}, which plain LoRA does not need and which may run or load something else; "
                             "save the adapter again without it, or merge it into its base where you trust it")
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    good = {"r": type(rank) is int and rank > 0, "lora_alpha": type(alpha) in (int, float) and 0 < alpha <= sys.float_info.max,
+            **{key: settings.get(key) in (None, False, True) for key in TAKEN[2:]}}
+    for key in (key for key in TAKEN if not good[key]):
+        raise DataError(f"{folder}: {FILES[1]}: {key} is {str(settings.get(key))[:40]}, which it cannot be; save the adapter again")
     return {key: settings[key] for key in TAKEN if key in settings}
 
 def check_adapter(
@@ -217,10 +252,11 @@ def check_adapter(
     if not (folder / FILES[3]).is_file():
         raise DataError(f"{folder}: no {FILES[3]} in it, so its base is unknown; save it again, or adopt_adapter(folder, model, base)")
     told = _json(folder / FILES[3])
-    if not isinstance(told, dict) or not isinstance(told.get("base"), dict) or "fingerprint" not in told["base"]:
-        raise DataError(f"{folder}: {FILES[3]} names no base; save the adapter again")
-    if told.get("sha256") != _sha256(folder / FILES[0]):
-        raise DataError(f"{folder}: {FILES[0]} is not the file that was saved (its sha256 differs); copy it again")
+    if not (isinstance(told, dict) and all(isinstance(told.get(part), dict) for part in ("base", "sha256"))) or "fingerprint" not in told["base"]:
+        raise DataError(f"{folder}: {FILES[3]} names no base, or no sha256 of the files; save the adapter again")
+    for file in FILES[:2]:
+        if told["sha256"].get(file) != _sha256(folder / file):
+            raise DataError(f"{folder}: {file} is not the file that was saved (its sha256 differs); copy it again")
     return told
 
 # %% ../nbs/12_lora.ipynb #32bf315f
@@ -234,30 +270,49 @@ def _refuse_other_base(
     if told["fingerprint"] == key: return
     here = _described(model)
     parts = [part for part in here if part != "similarity" and told.get(part) != here[part]]  # similarity changes no vector
-    what = ", ".join(f"{part} ({told.get(part)!r} there, {here[part]!r} here)" for part in parts)[:400] or "their weights"
+    what = ", ".join(f"{part} ({told.get(part)!r} there, {here[part]!r} here)" for part in parts)[:400] or "their weights, tokenizer or configuration"
     raise DataError(f"{folder}: the adapter belongs to {told.get('name')!r} with the fingerprint {told['fingerprint']}, this model "
                     f"has {key}; they differ in {what}: open that base, or train an adapter for this one")
 
-def _load(
-    model:SentenceTransformer,  # the base; changed in place
+def _shapes(
+    name:str,         # of a layer
+    layer:nn.Module,  # from `_matrices`
+    rank:int          # of the adapter
+) -> dict[str, tuple[int, int]]:  # of its two matrices
+    "What lies beside one layer."
+    if isinstance(layer, nn.Embedding):
+        return {f"{name}.lora_embedding_A": (rank, layer.num_embeddings), f"{name}.lora_embedding_B": (layer.embedding_dim, rank)}
+    inputs, outputs = cast(tuple[int, int], (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features))
+    return {f"{name}.lora_A.weight": (rank, inputs), f"{name}.lora_B.weight": (outputs, rank)}
+
+def _fitting(
     folder:Path,                # an adapter's that was checked
-    name:str                    # a new one
+    model:SentenceTransformer,  # its base; it stays as it is
+    name:str                    # of the adapter
+) -> tuple[LoraConfig, dict[str, torch.Tensor]]:  # what to put where; its weights
+    "A saved adapter, ready to be put on; `DataError` where it does not fit."
+    _refuse_name(model, name)
+    settings, there = _lora_settings(folder), _matrices(_transformer(model))
+    try: found = {key.removeprefix(PREFIX): tensor for key, tensor in load_file(folder / FILES[0]).items()}
+    except SafetensorError as error: raise DataError(f"{folder}: {FILES[0]} cannot be read ({error}); copy it again") from error
+    odd, targets = f"{folder}: {FILES[0]} does not fit {FILES[1]} or this model", sorted({key.rpartition(".lora_")[0] for key in found})
+    missing = [t for t in targets if t not in there] if targets else ["nothing"]
+    if missing: raise DataError(f"{odd}: no matrix {missing[0] or min(found)!r} in the model")
+    wanted = {key: shape for t in targets for key, shape in _shapes(t, there[t], settings["r"]).items()}
+    for key in sorted(wanted.keys() | found.keys()):
+        shape = tuple(found[key].shape) if key in found else None
+        if shape != wanted.get(key): raise DataError(f"{odd}: {key!r} is {shape}, not {wanted.get(key)}")
+    return LoraConfig(**settings, target_modules=targets, task_type=TASK), found
+
+def _load(
+    model:SentenceTransformer,         # changed in place
+    fitting:tuple[LoraConfig, dict[str, torch.Tensor]],  # from `_fitting`
+    name:str                           # of the adapter
 ) -> None:
     "Put a saved adapter on its base."
-    settings, inner = _lora_settings(folder), _transformer(model)
-    try: tensors = {k.removeprefix(PREFIX): t for k, t in load_file(folder / FILES[0]).items()}
-    except SafetensorError as error: raise DataError(f"{folder}: {FILES[0]} cannot be read ({error}); copy it again") from error
-    odd = f"{folder}: {FILES[0]} does not fit {FILES[1]} or this model"
-    ranks = {t.shape[0] for name, t in tensors.items() if ".lora_A." in name}
-    if ranks != {settings.get("r")}: raise DataError(f"{odd}: rank {settings.get('r')} in one, {sorted(ranks)} in the other")
-    try: _put(model, LoraConfig(**settings, task_type=TASK), name)
-    except (ValueError, TypeError) as error: raise DataError(f"{odd} ({str(error).splitlines()[0][:200]})") from error
-    wanted = {k: t.shape for k, t in get_peft_model_state_dict(inner, adapter_name=name, save_embedding_layers=False).items()}
-    if wanted != (found := {k: t.shape for k, t in tensors.items()}):
-        model.delete_adapter(name)
-        key = min(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        raise DataError(f"{odd}: {key!r} is {found.get(key)}, not {wanted.get(key)}")
-    set_peft_model_state_dict(inner, tensors, adapter_name=name)
+    config, weights = fitting
+    _put(model, config, name)
+    for key, tensor in _tensors(model, name).items(): tensor.copy_(weights[key])
 
 def load_adapter(
     model:SentenceTransformer,  # its base, opened as it was for training; changed in place
@@ -267,7 +322,7 @@ def load_adapter(
     "Put a saved adapter on its base and switch it on; any other base is refused."
     told = check_adapter(folder)
     _refuse_other_base(folder, model, fingerprint(model, adapters=False), told["base"])
-    _load(model, Path(folder), name)
+    _load(model, _fitting(Path(folder), model, name), name)
 
 # %% ../nbs/12_lora.ipynb #820757d9
 def adopt_adapter(
@@ -292,7 +347,7 @@ def merge(
     name, inner = _on(model), _transformer(model)
     if getattr(inner, "is_quantized", False):
         raise DataError("the base has 4-bit weights, and a merge would round the adapter away; merge on a base from open_encoder")
-    if not all(torch.isfinite(t).all() for t in model.get_adapter_state_dict(name).values()):
+    if not all(torch.isfinite(t).all() for t in _tensors(model, name).values()):
         raise DataError(f"adapter {name!r}: holds values that are no numbers (NaN or infinity); train it again with a lower learning rate")
     for path, layer in _adapted(model).items():
         layer.merge(adapter_names=[name])
@@ -326,15 +381,19 @@ class Adapted:
         with self._switched() as model: return fingerprint(model)
 
 def open_adapters(
-    base:SentenceTransformer,         # opened for this; switched from adapter to adapter from now on
+    base:SentenceTransformer,         # opened for this, without adapters; switched from one to the other from now on
     folders:Mapping[str, str|Path]    # name -> folder of an adapter of that base
 ) -> dict[str, Adapted]:  # name -> encoder; "base" is the base alone
     "Several adapters on one base; each encodes with its own, from any thread."
     if "base" in folders: raise DataError('an adapter cannot be called "base": that is the base alone')
+    if adapters(base):
+        raise DataError(f"the base has adapters already ({', '.join(adapters(base))}), which nothing would keep from switching it meanwhile; "
+                        "open it anew, and give all folders at once")
     key, lock = fingerprint(base, adapters=False), threading.RLock()
     told = {name: check_adapter(folder)["base"] for name, folder in folders.items()}
     for name, folder in folders.items(): _refuse_other_base(folder, base, key, told[name])
-    for name, folder in folders.items(): _load(base, Path(folder), name)
+    fitting = {name: _fitting(Path(folder), base, name) for name, folder in folders.items()}   # all of them, before any is put on
+    for name, one in fitting.items(): _load(base, one, name)
     return {name or "base": Adapted(base, name, lock) for name in (None, *folders)}
 
 # %% ../nbs/12_lora.ipynb #1cb229db

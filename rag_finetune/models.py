@@ -10,12 +10,12 @@ __all__ = ['log', 'PICKLED', 'TRAINING_STATE', 'CODE_KEYS', 'DEFAULT_PACKAGE', '
            'fingerprint']
 
 # %% ../nbs/05_models.ipynb #2e4f3090
-import copy, hashlib, importlib.util, json, logging, os, re, sys, warnings
+import copy, hashlib, importlib.util, json, logging, os, re, sys, threading, warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -212,9 +212,9 @@ def _opened(
     device:str,               # "cuda", "mps", "cpu"
     settings:dict[str, Any]   # of the transformer, beside the usual ones
 ) -> SentenceTransformer:
-    "A model from safetensors in float32, none of its author's code run; `DataError` where it cannot be opened."
+    "A model from safetensors in float32, in evaluation mode, none of its author's code run; `DataError` where it cannot be opened."
     try: return SentenceTransformer(str(folder), device=device, trust_remote_code=False, local_files_only=True,
-                                    model_kwargs={"use_safetensors": True, "dtype": torch.float32} | settings)
+                                    model_kwargs={"use_safetensors": True, "dtype": torch.float32} | settings).eval()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise DataError(f"{folder}: cannot be opened as an embedding model ({type(error).__name__}: {reason[:200]}); "
@@ -314,6 +314,17 @@ def _is_plain(
             and set(encoder.tokenizer.model_input_names) <= COLUMNS and not encoder.get_model_kwargs()
             and first.query_expansion is None and not first.can_flatten_inputs)
 
+@contextmanager
+def _evaluating(
+    encoder:SentenceTransformer  # any
+) -> Iterator[None]:
+    "Within the block nothing drops out; afterwards those modules train that did before, and no others."
+    training = [module for module in encoder.modules() if module.training]
+    for module in training: module.training = False
+    try: yield
+    finally:
+        for module in training: module.training = True
+
 def _encode(
     encoder:SentenceTransformer,  # any
     texts:Sequence[str],          # what to encode
@@ -325,20 +336,18 @@ def _encode(
 ) -> np.ndarray:  # float32 (n_texts, dimension)
     "Vectors of texts, in the encoder's precision of choice, by the fast path where the model allows it."
     if isinstance(texts, str): raise TypeError("texts is one string; give a list of strings")
-    texts, training = list(texts), encoder.training
+    texts = list(texts)
     dtype, budget = dtype or best_dtype(encoder.device), budget or (CPU_BUDGET if encoder.device.type == "cpu" else GPU_BUDGET)
     name = next((p for p in prompts if p in encoder.prompts), encoder.default_prompt_name)
     prompt = None if name is None else encoder.prompts[name]
     if not texts: return np.empty((0, encoder.truncate_dim or encoder.get_embedding_dimension() or 0), dtype=np.float32)
-    encoder.eval()
-    try:
+    with _evaluating(encoder):
         if _is_plain(encoder):
             chunks = (texts[i:i + CHUNK] for i in range(0, len(texts), CHUNK))
             return np.concatenate([_encode_chunk(encoder, chunk, prompt, task, dtype, budget, run) for chunk in chunks])
         log.info("%s is no plain text transformer: its own encode runs it, in batches of 32 texts", type(encoder[0]).__name__)
         with torch.autocast(encoder.device.type, dtype=dtype, enabled=dtype != torch.float32):
             return encoder.encode(texts, prompt=prompt, task=task, convert_to_tensor=True, show_progress_bar=False).float().cpu().numpy()
-    finally: encoder.train(training)
 
 # %% ../nbs/05_models.ipynb #99b3e3c9
 CPU_BUDGET = 2_048    # padded tokens in a batch; measured, see bench/README.md
@@ -378,11 +387,12 @@ class FastEncoder:
     @property
     def similarity_fn_name(self) -> str: return self.encoder.similarity_fn_name
 
-# %% ../nbs/05_models.ipynb #f90d22a8
+# %% ../nbs/05_models.ipynb #fd09de2b
 SMOOTH = .7   # share of a channel's size that moves into the weights; .5, .85 and none were further from float32, bench/NEGATIVE.md
 
 class _Rounded(nn.Module):
     "A linear layer whose inputs and weights are rounded to 256 steps, in the form that OpenVINO makes integers of."
+    weight:torch.Tensor; inverse:torch.Tensor; steps:torch.Tensor; zeros:torch.Tensor
     def __init__(self, linear:nn.Linear, scale:torch.Tensor, low:float, high:float):
         super().__init__()
         weight = linear.weight.detach() * scale
@@ -397,7 +407,7 @@ class _Rounded(nn.Module):
         weight = torch.fake_quantize_per_channel_affine(self.weight, self.steps, self.zeros, 0, -127, 127)
         return nn.functional.linear(x, weight, self.bias)
 
-# %% ../nbs/05_models.ipynb #2eb7033a
+# %% ../nbs/05_models.ipynb #d6ec938d
 def _ranges(
     encoder:SentenceTransformer,  # a plain one
     texts:Sequence[str]           # a sample
@@ -406,11 +416,12 @@ def _ranges(
     found:dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     def look(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            values = args[0].detach().flatten(0, -2)
+            values = args[0].detach().flatten(0, -2).float()
             low, high = found.get(name, (values[0], values[0]))
             found[name] = torch.minimum(low, values.amin(dim=0)), torch.maximum(high, values.amax(dim=0))
         return hook
-    linears = {n: m for n, m in encoder[0].model.named_modules() if isinstance(m, nn.Linear)}
+    model:Any = encoder[0].model
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     hooks = [m.register_forward_pre_hook(look(n)) for n, m in linears.items()]
     try: encode_documents(encoder, texts, dtype=torch.float32, budget=1)   # one by one, so that no padding is seen
     finally:
@@ -418,15 +429,16 @@ def _ranges(
     return found
 
 def _rounded(
-    encoder:SentenceTransformer,  # a plain one
+    encoder:SentenceTransformer,  # a plain one, float32, on the CPU
     texts:Sequence[str]           # a sample
-) -> nn.Module:  # a copy on the CPU
+) -> nn.Module:  # a copy
     "The transformer with rounded linear layers; those that read the same, as queries, keys and values do, are scaled alike."
-    ranges, model = _ranges(encoder, texts), copy.deepcopy(encoder[0].model).cpu().eval()
+    ranges, model = _ranges(encoder, texts), copy.deepcopy(cast(Any, encoder[0].model))
     groups:dict[bytes, list[str]] = {}
-    for name, (low, high) in ranges.items(): groups.setdefault(torch.cat([low, high]).cpu().numpy().tobytes(), []).append(name)
+    for name, (low, high) in ranges.items(): groups.setdefault(torch.cat([low, high]).numpy().tobytes(), []).append(name)
     for names in groups.values():
-        low, high = (t.cpu() for t in ranges[names[0]])
+        low, high = ranges[names[0]]
+        if not low.any() and not high.any(): continue   # the sample says nothing of its range: it stays in float32
         weights = torch.stack([model.get_submodule(n).weight.detach().abs().amax(dim=0) for n in names]).amax(dim=0)
         scale = (torch.maximum(-low, high).clamp(min=1e-5) ** SMOOTH / weights.clamp(min=1e-5) ** (1 - SMOOTH))
         least, most = min(0., (low / scale).min().item()), max(0., (high / scale).max().item())
@@ -435,7 +447,7 @@ def _rounded(
             setattr(model.get_submodule(parent), own, _Rounded(model.get_submodule(name), scale, least, most))
     return model
 
-# %% ../nbs/05_models.ipynb #baede81f
+# %% ../nbs/05_models.ipynb #25dd4c0c
 @contextmanager
 def _unreported(
 ) -> Iterator[None]:
@@ -451,9 +463,8 @@ def _compiled(
     columns:Sequence[str], # what it reads
 ) -> Runner:
     "The transformer as a program of OpenVINO."
-    try:
-        with _unreported(): import openvino
-    except ImportError as error: raise DataError('int8 is run by OpenVINO; run: pip install "rag_finetune[int8]"') from error
+    if importlib.util.find_spec("openvino") is None: raise DataError('int8 is run by OpenVINO; run: pip install "rag_finetune[int8]"')
+    with _unreported(): import openvino
     class Tokens(nn.Module):
         "Tokens in, a vector for each token out."
         def __init__(self):
@@ -465,24 +476,26 @@ def _compiled(
         warnings.simplefilter("ignore")   # of the tracer, about sizes; they are free: a test has batches of all sizes
         found = openvino.convert_model(Tokens().eval(), example_input=example)
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    request = openvino.compile_model(found, "CPU", settings).create_infer_request()
+    request, lock = openvino.compile_model(found, "CPU", settings).create_infer_request(), threading.Lock()
     def run(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        request.infer([batch[c].cpu().numpy() for c in columns])
-        return torch.from_numpy(request.get_output_tensor(0).data.copy()).to(batch["input_ids"].device)
+        with lock:   # the request has one output, which another thread would write over
+            request.infer([batch[c].numpy() for c in columns])
+            return torch.from_numpy(request.get_output_tensor(0).data.copy())
     return run
 
-# %% ../nbs/05_models.ipynb #83536c0c
+# %% ../nbs/05_models.ipynb #3bfad404
 INT8_BUDGET = 512   # padded tokens in a batch; measured, see bench/README.md
 
 def int8_encoder(
-    encoder:SentenceTransformer,  # a plain text transformer; a copy of its weights is taken, it stays as it is
+    encoder:SentenceTransformer,  # a plain text transformer; it is copied, and stays as it is
     texts:Sequence[str]           # some hundred of those that it will encode
 ) -> FastEncoder:  # runs on the CPU
-    "An encoder whose linear layers multiply integers of eight bits; ready after some seconds. Its vectors deserve a key of their own."
+    "An encoder whose linear layers multiply integers of eight bits. Its vectors need a key of their own: the fingerprint and `-int8`."
     if not _is_plain(encoder): raise DataError(f"int8: {type(encoder[0]).__name__} is no plain text transformer; encode it as it is")
     if not texts: raise DataError("int8: no texts; give some hundred of those that will be encoded, from which the ranges are taken")
     columns = [c for c in encoder.tokenizer.model_input_names if c in COLUMNS]
-    return FastEncoder(encoder, torch.float32, INT8_BUDGET, _compiled(_rounded(encoder, texts), columns))
+    frozen = copy.deepcopy(encoder).cpu().float().eval()
+    return FastEncoder(frozen, torch.float32, INT8_BUDGET, _compiled(_rounded(frozen, texts), columns))
 
 # %% ../nbs/05_models.ipynb #e49a1f85
 VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")  # of a config; no vector's
@@ -524,8 +537,8 @@ def _weights(
         part, _, rest = name[len(layer) + 1:].partition(".")
         adapter, module = rest.partition(".")[0], adapted[layer]
         if part not in module.adapter_layer_names: yield f"{layer}.{rest}", tensor    # base_layer
-        elif adapters and adapter in module.active_adapters and not module.disable_adapters and not module.merged:
-            yield f"{layer}.{part} {module.scaling[adapter]}", tensor
+        elif adapters and adapter in module.active_adapters and not (module.disable_adapters or getattr(module, "merged", False)):
+            yield f"{layer}.{part} {vars(module).get('scaling', {}).get(adapter)}", tensor   # LoRA alone has such a factor
 
 # %% ../nbs/05_models.ipynb #867764de
 def fingerprint(

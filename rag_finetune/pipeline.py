@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'STRENGTHS', 'ADAPTERS', 'SAYS', 'BLENDS', 'CHEAP_BLENDS', 'TUNED_BLENDS', 'CLASSIFIERS', 'FEW', 'MANY',
-           'SHARES', 'METRICS', 'DECIDES', 'UNFINISHED', 'Prepared', 'prepare', 'warned', 'refuse', 'unused',
+           'SHARES', 'METRICS', 'DECIDES', 'UNFINISHED', 'BEGUN', 'Prepared', 'prepare', 'warned', 'refuse', 'unused',
            'token_counts', 'too_long', 'uses_file', 'record_use', 'Remembering', 'Rung', 'blend', 'why_no_classifier',
            'cheap_rungs', 'tuned_rungs', 'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'along',
            'train_best', 'slices', 'comparisons', 'changed_queries', 'separation', 'query_map', 'not_taught',
@@ -541,15 +541,21 @@ def _both(train:Dataset, dev:Dataset) -> Dataset:
 
 UNFINISHED = "training"  # a run's folder of checkpoints, gone when the run is complete
 
+BEGUN = "run.json"       # in it, what the run was told
+
 def new_folder(
-    out:str|Path,       # must not exist, or be empty
-    resume:bool=False   # it must be that of a run that was stopped
+    out:str|Path,                        # must not exist, or be empty
+    resume:Mapping[str, Any]|None=None   # what a run is told that goes on with the one which was stopped there
 ) -> Path:
     "Make the folder of a run; `DataError` where it holds something, since a run never writes over anything but what it began."
     path = Path(out)
-    if resume:
-        if (path / UNFINISHED).is_dir(): return path
-        raise DataError(f"--resume: {path} has no run that was stopped in its training; leave --resume out to begin one")
+    if resume is not None:
+        try: begun = json.loads((path / UNFINISHED / BEGUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise DataError(f"--resume: {path} has no run that was stopped in its training; leave --resume out to begin one") from None
+        other = [f"{k} ({begun.get(k)} there, {v} now)" for k, v in resume.items() if begun.get(k) != v]
+        if other: raise DataError(f"--resume: {path} is of another run: {', '.join(other)}; give its own command again")
+        return path
     try:
         refuse_used(path, "--out")
         path.mkdir(parents=True, exist_ok=True)
@@ -632,7 +638,8 @@ def run(
 ) -> dict[str, Any]:  # as in results.json
     "The whole job: choose on dev, refit, measure once on test, write everything into `out`."
     clock = Clock()
-    folder = new_folder(out, resume)
+    told = {"data": str(data), "model": str(model), "train_limit": train_limit, "epochs": epochs, "worth": worth, "seed": seed}
+    folder = new_folder(out, told if resume else None)
     try:
         with clock("prepare the data"):
             given = read_any(data)
@@ -658,6 +665,8 @@ def run(
     found, warnings = [*found, *easy], [*warnings, *map(warned, easy)]
     recipes = [r if epochs is None else r._replace(epochs=epochs) for r in (FEW if few_documents(train) else MANY)]
     small = judge(dev, [cheap.runs["base"], cheap.runs["bm25"]])
+    (folder / UNFINISHED).mkdir(exist_ok=True)
+    with atomic(folder / UNFINISHED / BEGUN) as file: json.dump(told, file)
     with clock("fine-tune, dev choosing"): trained = train_best(model, train, small, base, recipes, seed, folder / UNFINISHED)
     with clock("tuned systems on dev"):
         rungs = tuned_rungs(train, dev, Remembering(_kept(base, trained)), no_classes is None, seed)
@@ -676,6 +685,7 @@ def run(
     with clock("what was forgotten"):
         other = not_taught(learnt)
         forgotten = forgetting(other, base, trained, worth, seed) if other else None
+        if forgotten: forgotten |= {"judged": len(small.corpus), "refit": carved}   # what the curve of dev is about
 
     results = {
         "dataset": {"name": test.name, "fingerprint": {s: d.fingerprint for s, d in splits.items()}, "documents": len(test.corpus),
@@ -684,7 +694,7 @@ def run(
         **figures, "forgetting": forgotten, "skipped": {} if no_classes is None else dict.fromkeys(CLASSIFIERS, no_classes),
         "settings": {**cheap.settings, **tuned.settings, "recipe": trained.recipe.name, "epochs": trained.epochs, "lr": trained.recipe.lr,
                      "share": trained.share, "seed": seed, "train_limit": train_limit, "worth": worth},
-        "environment": environment(model, base.model), "seconds": dict(clock.seconds)}
+        "environment": environment(model, base.model), "resumed": resume, "seconds": dict(clock.seconds)}
     with clock("report"):
         details = {"curves": {r: [p._asdict() for p in c.points] for r, c in trained.curves.items()}, "recipe": trained.recipe.name,
                    "kept_epoch": trained.epochs, "judged": len(small.corpus), "dev": cheap.scores | tuned.scores,

@@ -143,7 +143,8 @@ def test_compare_says_what_may_be_claimed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("step", "said"), [("cheap rungs on dev", "nothing was finished, so nothing is kept"), ("test, once", ": model, training; the same command with")])
+@pytest.mark.parametrize(("step", "said"), [("cheap rungs on dev", "nothing was finished, so nothing is kept"),
+                                            ("test, once", ": model, training; the same command with")])
 def test_ctrl_c_says_what_is_kept(step, said, data, tmp_path):
     command = [sys.executable, "-c", "from rag_finetune.cli import app; app()", "run", "--data", str(data),
                "--model", str(tiny_model(tmp_path / "tiny")), "--out", str(tmp_path / "out")]
@@ -166,15 +167,20 @@ def test_a_run_that_was_killed_goes_on_to_the_same_figures(data, tmp_path):
                 "--out", str(tmp_path / out), *more]
     subprocess.run(command("whole"), check=True, capture_output=True)
     refused(command("never", "--resume")[3:], "never", "no run that was stopped")
+    for name in ("training", "model"): write(tmp_path / "theirs" / name / "mine.txt", "mine")
+    refused(command("theirs", "--resume")[3:], "theirs", "no run that was stopped")
+    assert len(list(tmp_path.glob("theirs/*/mine.txt"))) == 2
     process = subprocess.Popen(command("cut"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while process.poll() is None and not list(tmp_path.glob("cut/training/*/step-*/manifest.json")): time.sleep(.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL and not (tmp_path / "cut" / "results.json").exists()
     refused(command("cut")[3:], "exists and is not an empty folder")
-    refused(command("cut", "--resume", "--epochs", "2")[3:], "of another training", "epochs (6 there, 2 now)")
+    refused(command("cut", "--resume", "--epochs", "2")[3:], "of another run: epochs (None there, 2 now)", "cut --resume goes on with it")
     subprocess.run(command("cut", "--resume"), check=True, capture_output=True)
     whole, cut = (json.loads((tmp_path / out / "results.json").read_text()) for out in ("whole", "cut"))
     for part in ("systems", "verdict", "settings", "forgetting"): assert cut[part] == whole[part], part
+    curves = [json.loads((tmp_path / out / "details.json").read_text())["curves"] for out in ("whole", "cut")]
+    assert curves[0] == curves[1] and (whole["resumed"], cut["resumed"]) == (False, True)
     weights = [(tmp_path / out / "model" / "model.safetensors").read_bytes() for out in ("whole", "cut")]
     assert weights[0] == weights[1]
     assert not (tmp_path / "cut" / "training").exists() and not (tmp_path / "whole" / "training").exists()

@@ -1,4 +1,7 @@
 "What a user relies on when a model is fine-tuned: batches without false negatives, one seed one result, dev's epoch kept."
+import itertools
+import math
+
 import datasets
 import pytest
 import torch
@@ -53,6 +56,16 @@ def test_rows_have_every_positive_and_the_mined_negatives():
     assert rows.columns["anchor"] == ["one", "one", "two"] and rows.columns["positive"] == ["A", "B", "C"]
     assert rows.columns["negative_1"] == ["C", "C", "A"] and rows.columns["negative_2"] == ["C", "C", "B"]
     assert rows.docs[0] == {"a", "c"} and rows.answers[0] == {"a", "b"}
+
+
+@pytest.mark.parametrize(("mined", "said"), [
+    ({"1": ["a"]}, "two: document 'a' answers query '1' and cannot be its negative; mine again"),
+    ({"2": ["c", "twin"]}, "two: document 'twin' answers query '2' and cannot be its negative; mine again"),   # of equal text
+    ({"1": ["x"]}, "two: negatives of query '1' name document 'x', which is not in the corpus; mine again"),
+])
+def test_a_negative_that_is_right_or_unknown_is_refused(mined, said):
+    data = Dataset({"a": "A", "twin": "a ", "c": "C"}, {"1": "one", "2": "One"}, {"1": {"a": 1}, "2": {"a": 1}}, name="two")
+    with pytest.raises(DataError, match=said): pair_rows(data, mined)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -176,6 +189,53 @@ def test_fine_tune_goes_on_where_it_was_stopped_and_asks_for_the_same_dev(folder
     again = tuned(tmp_path, every=3)
     assert again[1] == key and again[0].points == curve.points
     with pytest.raises(DataError, match="another training: dev"): tuned(tmp_path, splits["train"])
+    with pytest.raises(DataError, match="another training: dev .* scored .True there, False now"): tuned(tmp_path, None)
+
+
+class PowerCut(Exception): "Where the lights go out."
+
+
+def test_a_resumed_training_scores_the_model_in_training_and_not_the_one_that_is_known(folder, splits, tmp_path):
+    known = FastEncoder(open_encoder(folder, device="cpu"))
+    def tuned(saved=None, last=math.inf):
+        "Curve and weights; the lights go out after `last` steps."
+        steps = itertools.count(1)
+        def cut(*_):
+            if next(steps) > last: raise PowerCut
+        def make(*args):
+            rows, loss = objective("in-batch", *args)
+            loss.register_forward_hook(cut)
+            return rows, loss
+        model = open_encoder(folder, device="cpu")
+        curve = fine_tune(model, splits["train"], splits["dev"], make, epochs=3, lr=3e-3, known=known, checkpoints=saved)
+        return curve.points, curve.steps, fingerprint(model)
+    straight = tuned()
+    with pytest.raises(PowerCut): tuned(tmp_path, straight[1] - 1)
+    assert len(list(tmp_path.iterdir())) == 2 and tuned(tmp_path) == straight
+    assert straight[0][-1].dev != straight[0][0].dev
+
+
+def test_a_dev_score_that_is_no_number_is_an_error(folder, splits):
+    model, scores = open_encoder(folder, device="cpu"), iter([.1, math.nan])
+    rows, loss = objective("in-batch", model, splits["train"])
+    with pytest.raises(DataError, match="dev score is nan"): fit(model, rows, loss, lambda: next(scores), epochs=1)
+
+
+@pytest.mark.parametrize("name", ["all-answers", "remembered"])
+def test_a_loss_is_the_same_in_every_process(name, folder):
+    "The order of a set of texts differs from process to process, and a checkpoint must not be refused for that."
+    docs = {f"document {i}": f"the {i}th thing" for i in range(40)}
+    data = Dataset(docs, {"q": "things", "r": "more"}, {q: dict.fromkeys(docs, 1) for q in "qr"})
+    _, loss = objective(name, open_encoder(folder, device="cpu"), data)
+    assert all(found == list(range(40)) for found in loss.positives)
+
+
+def test_all_answers_are_read_as_far_as_other_texts(folder):
+    data = Dataset({"a": "car " * 50, "b": "house " * 50}, {"q": "my car", "r": "my house"}, {"q": {"a": 1}, "r": {"b": 1}})
+    model = open_encoder(folder, device="cpu")
+    rows, loss = objective("all-answers", model, data)
+    fit(model, rows, loss, epochs=1, tokens=10)
+    assert loss.inputs["input_ids"].shape == (2, 10)
 
 
 def test_what_does_not_fit_into_memory_is_said_before_it_is_trained(folder, splits, monkeypatch):

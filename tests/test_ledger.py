@@ -3,7 +3,6 @@
 The real openai client and instructor talk to `fake_llm`, a server on 127.0.0.1 that fails on cue.
 """
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+from children import child
 from fake_llm import MUCH, FakeLLM, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -390,10 +390,6 @@ def test_a_model_that_cannot_be_opened_is_one_line(model, monkeypatch):
 
 # processes
 
-# Children are forked from a process that has the imports already, so that a kill falls into the work and not into the imports.
-START = multiprocessing.get_context("forkserver")
-START.set_forkserver_preload(["test_ledger", "warm_llm"])
-
 def work(path, url, n, cap, acknowledged):
     "Ask for `n` rows, in an order of its own; write each prompt down once the ledger has its answer."
     wanted = list(calls(n).items())
@@ -408,12 +404,7 @@ def work(path, url, n, cap, acknowledged):
         got = ask(ledger, dict(wanted), sender("tiny", url, 10., "none"), workers=4, backoff=.01)
         file.write(f"done {len(got.answers)} {len(got.failed)}\n")
 
-def child(path, server, n, cap=None, name="said"):
-    process = START.Process(target=work, args=(path, server.url, n, cap, path.with_name(name)))
-    with pytest.MonkeyPatch.context() as patch:   # where children are forked from, sys.path comes out of the environment (Python 3.11)
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-        process.start()
-    return process
+def asking(path, server, n, cap=None, name="said"): return child(work, path, server.url, n, cap, path.with_name(name))
 
 def lines(path): return path.read_text().split("\n")[:-1] if path.exists() else []   # without one that was cut
 
@@ -424,7 +415,7 @@ def test_two_processes_share_answers_and_pay_once(tmp_path):
         while server.most_at_once <= 4 and time.monotonic() < until: time.sleep(.01)
         return loud(prompt, schema)
     with FakeLLM(when_both_ask) as server:
-        both = [child(tmp_path / "l.sqlite", server, 60, name=name) for name in "ab"]
+        both = [asking(tmp_path / "l.sqlite", server, 60, name=name) for name in "ab"]
         for p in both: p.join(120)
         assert [lines(tmp_path / name)[-1] for name in "ab"] == ["done 60 0"] * 2
         assert server.asked == {f"say {i}": 1 for i in range(60)}
@@ -433,7 +424,7 @@ def test_two_processes_share_answers_and_pay_once(tmp_path):
 def test_two_processes_share_one_cap(tmp_path):
     cap = 20 * tokens("say 0")[2] + 3 * sum(call("say 0").most)
     with FakeLLM(loud, latency=.02) as server:
-        both = [child(tmp_path / "l.sqlite", server, 80, cap, name) for name in "ab"]
+        both = [asking(tmp_path / "l.sqlite", server, 80, cap, name) for name in "ab"]
         for p in both: p.join(120)
         assert all(lines(tmp_path / name)[-1].startswith("done ") for name in "ab")
         ledger = Ledger(tmp_path / "l.sqlite")
@@ -458,7 +449,7 @@ def test_kill_9_at_random_moments_loses_nothing_and_pays_nothing_twice(tmp_path)
     with FakeLLM(loud, fault, latency=.03) as server:
         for _ in range(KILLS):
             before, counted = stored(path), Counter(server.asked)
-            process = child(path, server, ROWS)
+            process = asking(path, server, ROWS)
             begun, enough = time.monotonic(), sum(server.asked.values()) + rng.randint(1, 24)
             while sum(server.asked.values()) < enough and time.monotonic() - begun < 60: time.sleep(.002)
             time.sleep(rng.uniform(0, .05))   # of the 30 ms that an answer takes, and the moment in which it is written down
@@ -471,7 +462,7 @@ def test_kill_9_at_random_moments_loses_nothing_and_pays_nothing_twice(tmp_path)
             assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert KILLS <= len(stored(path)) < ROWS, f"{len(stored(path))} rows: the kills must fall in the middle of the work"
         before, counted, acknowledged = stored(path), Counter(server.asked), len(lines(said))
-        child(path, server, ROWS).join(200)
+        asking(path, server, ROWS).join(200)
         assert lines(said)[-1] == f"done {ROWS} 0"
         assert all(server.asked[p] == counted[p] for p in before)
         assert stored(path) == {f"say {i}": json.dumps({"word": f"SAY {i}"}, separators=(",", ":")) for i in range(ROWS)}

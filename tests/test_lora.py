@@ -1,5 +1,6 @@
 "What a user relies on with adapters: placed by type, saved alone, put on their own base only, merged without loss, safe in threads."
 import json
+import shutil
 import threading
 from importlib.util import find_spec
 
@@ -10,13 +11,10 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
+from sentence_transformers.base.modules import Dense, Normalize
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import Pooling
-from tiny import tiny_data, tiny_model
-from transformers import (
-    AutoModel, AutoTokenizer, BertConfig, MistralConfig, ModernBertConfig, MPNetConfig, Qwen3Config, RobertaConfig, XLMRobertaConfig,
-)
+from tiny import KINDS, of_kind, tiny_data, tiny_model
 
 from rag_finetune.core import DataError
 from rag_finetune.data import split
@@ -29,8 +27,6 @@ from rag_finetune.models import FastEncoder, encode_documents, encode_queries, f
 from rag_finetune.retrieval import dense
 
 TEXTS = ["where is the red car", "show me a lamp", "find my white dog please"]
-KINDS = {"bert": BertConfig, "roberta": RobertaConfig, "xlm-r": XLMRobertaConfig, "mpnet": MPNetConfig, "modernbert": ModernBertConfig,
-         "qwen3": Qwen3Config, "mistral": MistralConfig}
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +56,6 @@ def saved(folder, tmp_path, seed=1, **settings):
     model = with_adapter(folder, seed, **settings)
     save_adapter(model, tmp_path / f"adapter{seed}", "tiny")
     return tmp_path / f"adapter{seed}", vectors(model)
-
-def of_kind(kind, bert, tmp_path):
-    "A tiny embedding model of another architecture, with the words of the tiny BERT."
-    tokenizer = AutoTokenizer.from_pretrained(bert)
-    size = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-            "max_position_embeddings": 40, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
-    if kind in ("qwen3", "mistral"): size |= {"num_key_value_heads": 1, "head_dim": 16}
-    torch.manual_seed(0)
-    AutoModel.from_config(KINDS[kind](**size)).save_pretrained(tmp_path / kind)
-    tokenizer.save_pretrained(tmp_path / kind)
-    model = SentenceTransformer(modules=[Transformer(str(tmp_path / kind)), Pooling(32), Normalize()], device="cpu")
-    model.save(str(tmp_path / f"{kind}-st"))
-    return tmp_path / f"{kind}-st"
 
 
 # where it goes
@@ -153,11 +136,32 @@ def test_targets_can_be_chosen_and_unknown_ones_are_named(folder):
     model = open_encoder(folder, device="cpu")
     queries = [n for n in linear_layers(model) if n.endswith("query")]
     assert add_adapter(model, rank=2, targets=queries) == 2 * 2 * 64
-    with pytest.raises(DataError, match="no layer 'q_proj' in the model; linear_layers"): add_adapter(model, targets=["q_proj"], name="b")
+    with pytest.raises(DataError, match="no matrix 'q_proj' in the model; linear_layers"): add_adapter(model, targets=["q_proj"], name="b")
     with pytest.raises(DataError, match="'default' already"): add_adapter(model)
     with pytest.raises(DataError, match="rank 0"): add_adapter(model, rank=0, name="b")
-    with pytest.raises(DataError, match="without a dot"): add_adapter(model, name="a.b")
+    for alpha in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(DataError, match=f"alpha {alpha}"): add_adapter(model, alpha=alpha, name="b")
+    for name in ("a.b", "", "keys", "train"):   # torch keeps the last two for itself
+        with pytest.raises(DataError, match=f"adapter name '{name}': give another one"): add_adapter(model, name=name)
     assert adapters(model) == ["default"]
+
+
+@pytest.mark.parametrize("target", ["encoder.layer.0", "encoder.layer.0.output.LayerNorm", "pooler.activation", "query", ""])
+def test_a_target_that_is_no_matrix_is_refused_and_the_model_stays_as_it_was(target, folder):
+    model = open_encoder(folder, device="cpu")
+    with pytest.raises(DataError, match=f"no matrix '{target}' in the model"): add_adapter(model, targets=[*linear_layers(model), target])
+    assert adapters(model) == [] and all(p.requires_grad for p in model.parameters())
+    assert add_adapter(model) > 0
+
+
+def test_a_table_of_vectors_may_have_an_adapter_too(folder, tmp_path):
+    targets = ["embeddings.word_embeddings", "encoder.layer.1.output.dense"]
+    where, expected = saved(folder, tmp_path, targets=targets)
+    model = open_encoder(folder, device="cpu")
+    load_adapter(model, where)
+    np.testing.assert_array_equal(vectors(model), expected)
+    merge(model)
+    np.testing.assert_allclose(vectors(model), expected, atol=1e-5)
 
 
 def test_rslora_divides_by_the_root_of_the_rank(folder):
@@ -218,11 +222,14 @@ def test_an_adapter_on_a_wrong_base_is_refused_and_both_are_named(folder, tmp_pa
     right = open_encoder(folder, device="cpu")
     stranger = open_encoder(tiny_model(tmp_path / "other", seed=1), device="cpu")
     with pytest.raises(DataError) as refused: load_adapter(stranger, where)
-    assert all(part in str(refused.value) for part in ("'tiny'", fingerprint(right), fingerprint(stranger), "differ in their weights"))
+    assert all(part in str(refused.value) for part in ("'tiny'", fingerprint(right), fingerprint(stranger), "differ in their weights, tokenizer or configuration:"))
     assert adapters(stranger) == [] and "\n" not in str(refused.value)
     right.max_seq_length = 7
     with pytest.raises(DataError, match=r"max_seq_length \(16 there, 7 here\)"): load_adapter(right, where)
     right.max_seq_length = 16
+    right.tokenizer.add_tokens(["taxi"])
+    with pytest.raises(DataError, match="differ in their weights, tokenizer or configuration:"): load_adapter(right, where)
+    right = open_encoder(folder, device="cpu")
     load_adapter(right, where)
     np.testing.assert_array_equal(vectors(right), expected)
     merge(right)
@@ -240,6 +247,16 @@ def test_an_adapter_goes_on_a_base_that_has_another_one(folder, tmp_path):
     with pytest.raises(DataError, match="no adapter 'three' in the model, only: one, two"): switch(model, "three")
     save_adapter(model, tmp_path / "copy", "tiny")
     assert (tmp_path / "copy" / FILES[0]).read_bytes() == (one / FILES[0]).read_bytes()
+
+
+def test_an_adapter_may_be_called_like_a_part_of_the_model(folder, tmp_path):
+    model, folders = open_encoder(folder, device="cpu"), {name: saved(folder, tmp_path, i) for i, name in enumerate(("query", "0", "lora_A"))}
+    for name, (where, _) in folders.items(): load_adapter(model, where, name)
+    for name, (where, expected) in folders.items():
+        switch(model, name)
+        np.testing.assert_array_equal(vectors(model), expected)
+        save_adapter(model, tmp_path / "again", "tiny")
+        assert (tmp_path / "again" / FILES[0]).read_bytes() == (where / FILES[0]).read_bytes()
 
 
 @pytest.mark.parametrize(("setting", "value"), [
@@ -276,13 +293,63 @@ def test_what_is_missing_broken_or_pickled_is_refused_by_name(folder, tmp_path):
     (where / FILES[0]).write_bytes(whole[FILES[0]])
     (where / FILES[1]).write_text("{")
     refused("not valid JSON")
-    (where / FILES[1]).write_text(json.dumps(json.loads(whole[FILES[1]]) | {"r": 5}))
-    refused("does not fit adapter_config.json or this model")
+    for changed in ({"r": 5}, {"lora_alpha": 320}, {"use_rslora": True}, {"target_modules": ["query"]}):
+        (where / FILES[1]).write_text(json.dumps(json.loads(whole[FILES[1]]) | changed))
+        refused("adapter_config.json is not the file that was saved")
     (where / FILES[1]).write_bytes(whole[FILES[1]])
-    (where / FILES[3]).write_text("[]")
-    refused("names no base")
+    for told in ("[]", json.dumps(json.loads(whole[FILES[3]]) | {"sha256": "0" * 64})):
+        (where / FILES[3]).write_text(told)
+        refused("names no base")
     (where / FILES[3]).write_bytes(whole[FILES[3]])
     load_adapter(model, where)
+
+
+def foreign(where, folder, tmp_path, tensors=None, **settings):
+    "An adapter as somebody else might have made it, taken over for the model in `folder`."
+    made = tmp_path / f"foreign{len(list(tmp_path.iterdir()))}"
+    shutil.copytree(where, made)
+    (made / FILES[3]).unlink()
+    (made / FILES[1]).write_text(json.dumps(json.loads((where / FILES[1]).read_text()) | settings))
+    if tensors is not None: save_file(tensors, made / FILES[0])
+    adopt_adapter(made, open_encoder(folder, device="cpu"), "tiny")
+    return made
+
+
+@pytest.mark.parametrize("settings", [
+    {"lora_alpha": float("nan")}, {"lora_alpha": float("inf")}, {"lora_alpha": "8"}, {"lora_alpha": None}, {"lora_alpha": 0},
+    {"lora_alpha": -4}, {"lora_alpha": 10 ** 400}, {"r": 4.}, {"r": [4]}, {"r": None}, {"r": 0}, {"r": True}, {"use_rslora": "no"},
+    {"fan_in_fan_out": [1]},
+], ids=str)
+def test_settings_that_are_no_numbers_are_refused_by_name(settings, folder, tmp_path):
+    where, _ = saved(folder, tmp_path)
+    with pytest.raises(DataError, match=f"adapter_config.json: {next(iter(settings))} is "): foreign(where, folder, tmp_path, **settings)
+
+
+def test_what_a_stranger_calls_its_targets_is_not_read(folder, tmp_path):
+    where, expected = saved(folder, tmp_path)
+    for targets in ("(", "(a+)+$", ["zzz"], None, 5, "all-linear"):   # a broken regular expression, and one that never ends
+        model = open_encoder(folder, device="cpu")
+        load_adapter(model, foreign(where, folder, tmp_path, target_modules=targets))
+        np.testing.assert_array_equal(vectors(model), expected)
+
+
+def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_was(folder, tmp_path):
+    (where, expected), model = saved(folder, tmp_path), open_encoder(folder, device="cpu")
+    right, key = load_file(where / FILES[0]), fingerprint(model)
+    name = next(n for n in right if n.endswith("query.lora_A.weight"))
+    rest = {n: t for n, t in right.items() if n != name}
+    wrong = ({}, rest, rest | {name: torch.zeros(4, 31)}, rest | {name: torch.zeros(5, 32)}, right | {"base_model.model.x": torch.zeros(1)},
+             right | {f"base_model.model.encoder.layer.0.output.LayerNorm.lora_{m}.weight": torch.zeros(4, 32) for m in "AB"},
+             right | {name.replace("lora_A", "lora_C"): torch.zeros(4, 32)})
+    for tensors in wrong:
+        bad = foreign(where, folder, tmp_path, tensors)
+        with pytest.raises(DataError, match=r"adapter_model.safetensors does not fit adapter_config.json or this model") as error:
+            load_adapter(model, bad)
+        assert "\n" not in str(error.value)
+        with pytest.raises(DataError, match="does not fit"): open_adapters(model, {"good": where, "bad": bad})
+        assert adapters(model) == [] and fingerprint(model) == key and all(p.requires_grad for p in model.parameters())
+    load_adapter(model, where)
+    np.testing.assert_array_equal(vectors(model), expected)
 
 
 def test_a_foreign_adapter_is_taken_over_by_who_knows_its_base(folder, tmp_path):
@@ -314,6 +381,17 @@ def test_a_save_that_was_cut_short_leaves_nothing_that_loads(folder, tmp_path, m
     monkeypatch.setattr("rag_finetune.lora.save_file", full)
     with pytest.raises(OSError, match="No space"): save_adapter(with_adapter(folder, 2), where, "tiny")
     with pytest.raises(DataError, match="no adapter_config.json"): check_adapter(where)
+    monkeypatch.undo()
+    (where / FILES[0]).write_bytes(b"cut")       # what a killed save leaves
+    save_adapter(with_adapter(folder, 2), where, "tiny")
+    check_adapter(where)
+
+
+@pytest.mark.parametrize("file", FILES[2:])
+def test_a_folder_with_a_file_that_is_no_adapters_is_left_alone(file, folder, tmp_path):
+    (tmp_path / file).write_text("mine")
+    with pytest.raises(DataError, match=f"holds {file}, which belongs to no adapter"): save_adapter(with_adapter(folder), tmp_path, "tiny")
+    assert [f.name for f in tmp_path.iterdir()] == [file] and (tmp_path / file).read_text() == "mine"
 
 
 # merged
@@ -389,7 +467,16 @@ def test_several_adapters_are_refused_together_before_any_is_put_on(folder, tmp_
     save_adapter(with_adapter(elsewhere), tmp_path / "foreign", "elsewhere")
     with pytest.raises(DataError, match="differ in their weights"): open_adapters(base, {"one": one, "two": tmp_path / "foreign"})
     with pytest.raises(DataError, match="the base alone"): open_adapters(base, {"base": one})
+    with pytest.raises(DataError, match="adapter name 'a.b': give another one"): open_adapters(base, {"one": one, "a.b": one})
     assert adapters(base) == []
+
+
+def test_a_base_that_has_adapters_is_refused_since_two_locks_would_guard_one_model(folder, tmp_path):
+    (one, _), base = saved(folder, tmp_path), open_encoder(folder, device="cpu")
+    open_adapters(base, {"one": one})
+    with pytest.raises(DataError, match="has adapters already.*one.*open it anew, and give all folders at once"):
+        open_adapters(base, {"two": one})
+    assert adapters(base) == ["one"]
 
 
 # where there is a GPU
@@ -419,14 +506,3 @@ def test_an_adapter_on_4_bits_is_trained_saved_loaded_and_not_merged(tmp_path, s
     np.testing.assert_allclose(vectors(again), after, atol=1e-5)
     with pytest.raises(DataError, match="4-bit weights"): merge(again)
     with pytest.raises(DataError, match="differ in their weights"): load_adapter(whole, tmp_path / "adapter")
-
-
-def test_an_adapter_file_with_more_in_it_does_not_fit(folder, tmp_path):
-    where, _ = saved(folder, tmp_path)
-    tensors = load_file(where / FILES[0]) | {"base_model.model.embeddings.word_embeddings.weight": torch.zeros(2, 2)}
-    save_file(tensors, where / FILES[0])
-    (where / FILES[3]).unlink()
-    model = open_encoder(folder, device="cpu")
-    adopt_adapter(where, model, "tiny")
-    with pytest.raises(DataError, match="word_embeddings"): load_adapter(model, where)
-    assert adapters(model) == []

@@ -5,6 +5,7 @@ import weakref
 from collections import Counter
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -132,6 +133,37 @@ def test_triplets_are_every_right_with_every_wrong_text():
     assert rows.docs[0] == {"a", "c"} and rows.answers[0] == {"a", "b"}
 
 
+@pytest.mark.parametrize(("make", "negatives", "said"), [
+    (triplet_rows, {"1": ["b"]}, "document 'b' answers query '1' and cannot be its negative; mine again"),
+    (triplet_rows, {"1": ["x"]}, "negatives of query '1' name document 'x', which is not in the corpus; mine again"),
+    (graded_rows, {"2": ["x"]}, "negatives of query '2' name document 'x', which is not in the corpus; mine again"),
+])
+def test_a_negative_that_is_right_or_unknown_is_refused(make, negatives, said):
+    with pytest.raises(DataError, match=said): make(GRADED, negatives)
+
+
+def test_a_mined_document_that_answers_an_equal_question_counts_nothing():
+    data = Dataset({"a": "A", "twin": "a ", "b": "B", "c": "C"}, {"1": "one", "2": "One", "3": "three"},
+                   {"1": {"a": 1}, "2": {"b": 1}, "3": {"c": 1}})
+    rows = graded_rows(data, {"1": ["twin", "b", "c"]})
+    assert sorted(zip(rows.columns["anchor"], rows.columns["positive"], rows.labels)) == [
+        ("One", "B", 1.), ("one", "A", 1.), ("one", "C", 0.), ("three", "C", 1.)]
+
+
+def test_a_rows_own_negative_may_not_be_one_of_its_right_texts():
+    columns = {"anchor": ["x", "where is my card", "Where is my card"], "positive": ["y", "a", "b"], "negative_1": ["z", "c", "A "]}
+    with pytest.raises(DataError, match="row 2: 'A ' is wrong here and right elsewhere for 'Where is my card'; take it out of one"):
+        text_rows(columns)
+
+
+def test_an_unjudged_query_has_the_category_of_an_equal_one():
+    data = Dataset({"a": "Meals", "b": "Hotels"}, {"1": "lunch", "2": "Lunch", "3": "LUNCH", "4": "a bed", "5": "nobody knows"},
+                   {"1": {"a": 1}, "2": {"a": 0}, "4": {"b": 1}})
+    rows = labelled_rows(data)
+    assert list(zip(*rows.columns.values(), rows.labels)) == [
+        ("lunch", "Meals", 0), ("Lunch", "Meals", 0), ("LUNCH", "Meals", 0), ("a bed", "Hotels", 1)]
+
+
 def test_equal_texts_are_one_category():
     data = Dataset({"a": "Meals", "b": "MEALS ", "c": "Hotels"}, {"1": "lunch", "2": "dinner", "3": "a bed"},
                    {"1": {"a": 1}, "2": {"b": 1}, "3": {"c": 1}})
@@ -154,6 +186,32 @@ def test_a_text_stands_beside_another_of_its_category(categories, seed):
     assert sorted(rows.columns["positive"]) == sorted(texts)          # everybody is somebody's partner once
 
 
+def test_a_text_does_not_stand_beside_its_own_twin():
+    for seed in range(6):
+        rows = category_rows(["cab", "Cab", "taxi", "CAB ", "bed", "room"], ["ride"] * 4 + ["night"] * 2, seed)
+        assert rows.columns["positive"] == ["taxi", "taxi", "cab", "taxi", "room", "bed"]
+
+
+@pytest.mark.parametrize(("texts", "categories", "said"), [
+    (["cab", "taxi"], ["ride"], "2 texts and 1 categories; give each text its category"),
+    ([], [], "0 texts and 0 categories"),
+    (["cab", "taxi", "bed", "Taxi"], ["ride", "ride", "night", "night"], "'Taxi' is of category 'ride' and of 'night'; a text has one"),
+    (["cab", "Cab", "bed", "room"], ["ride", "ride", "night", "night"], "category 'ride' has one text only"),
+])
+def test_texts_without_one_category_each_are_refused(texts, categories, said):
+    with pytest.raises(DataError, match=said): category_rows(texts, categories)
+
+
+def test_numbers_of_any_kind_are_labels_and_nothing_else_is():
+    two = {"anchor": ["a", "b", "e"], "positive": ["c", "d", "f"]}
+    assert shape(text_rows(two, [0, .5, 1])) == "graded pairs"
+    assert shape(text_rows(two, np.array([0, 1, 1], dtype=np.float32))) == "labelled pairs"
+    assert shape(text_rows(two, np.array([0, 1, 7], dtype=np.int8))) == "labelled texts"
+    assert all(type(x) is int for x in text_rows(two, np.array([0, 1, 7])).labels)
+    for labels in ([True, False, True], ["0", "1", "1"], [None, 1., 0.], [1., math.nan, 0.], [1., math.inf, 0.], [[1.], [0.], [1.]]):
+        with pytest.raises(DataError, match="labels .*; expected decimals .* or whole numbers"): text_rows(two, labels)
+
+
 def test_columns_and_labels_tell_the_shape():
     two, three = {"anchor": ["a", "b"], "positive": ["c", "d"]}, {"anchor": ["a"], "positive": ["b"], "negative_1": ["c"]}
     assert shape(text_rows(two)) == "pairs"
@@ -164,6 +222,10 @@ def test_columns_and_labels_tell_the_shape():
     assert shape(text_rows(two, [.3, 4.])) == "graded pairs"
     assert shape(text_rows(two, [7, 8])) == "labelled texts"
     assert {s for takes in LOSSES.values() for s in takes} == SHAPES.keys()
+    mixed = mix_tasks({"x": text_rows(two), "y": text_rows(two)}, {"x": 1, "y": 1})   # one task is not another's answer
+    assert shape(mixed) == "pairs"
+    assert shape(mix_tasks({"x": text_rows({"anchor": ["a", "A "], "positive": ["c", "d"]}), "y": text_rows(two)}, {"x": 1, "y": 1})) == \
+        "several positives"
 
 
 @pytest.mark.parametrize(("columns", "labels"), [
@@ -216,6 +278,21 @@ def test_a_loss_takes_its_shapes_and_refuses_all_others_in_words(name, model):
 def test_what_does_not_fit_is_an_error_that_says_what_does(name, data, mined, said, model):
     with pytest.raises(DataError) as error: rows_and_loss(name, model, data, mined)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["TripletLoss", "BatchAllTripletLoss", "BatchHardTripletLoss", "BatchSemiHardTripletLoss"])
+def test_a_margin_is_what_equal_vectors_cost(name, model):
+    kind, same = LOSSES[name][0], torch.ones(2, 32) / 32 ** .5
+    def cost(**margin):
+        _, loss = rows_and_loss(name, model, made(kind), **margin)
+        if name == "TripletLoss": return loss.compute_loss_from_embeddings([same] * 3, None).item()
+        return loss.loss.compute_loss_from_embeddings([torch.cat([same, same])], torch.tensor([0, 0, 1, 1])).item()
+    assert [cost(), cost(margin=.5), cost(margin=.1)] == pytest.approx([.3, .5, .1], abs=1e-5)
+
+
+def test_a_margin_for_a_loss_without_one_is_refused(model):
+    with pytest.raises(DataError, match="CoSENTLoss has no margin; give one to TripletLoss, BatchAll.*, or leave it out"):
+        rows_and_loss("CoSENTLoss", model, made("graded pairs"), margin=.5)
 
 
 def test_longer_vectors_than_the_models_are_refused(model, splits):
@@ -307,10 +384,20 @@ def test_the_cached_loss_goes_with_gradient_checkpointing(model, splits):
 # losses by category
 
 def test_every_text_has_another_of_its_category_in_its_batch_and_none_is_dropped(splits, model):
-    rows, _ = rows_and_loss("BatchAllTripletLoss", model, splits["train"])
-    for seed in range(3):
-        dealt = batches(rows, 16, seed)
-        assert sorted(i for b in dealt for i in b) == list(range(len(splits["train"].queries)))
+    rows, loss = rows_and_loss("BatchAllTripletLoss", model, splits["train"])
+    seen = []
+    def looked(vectors, labels):   # what the library's loss is given
+        seen.append(labels.tolist())
+        return vectors[0].sum()
+    loss.loss.compute_loss_from_embeddings = looked
+    for batch in batches(rows, 16, 0):
+        features = [model.preprocess([texts[i] for i in batch]) for texts in rows.columns.values()]
+        loss(features, torch.tensor([rows.labels[i] for i in batch]))
+    assert all(n > 1 for labels in seen for n in Counter(labels).values())
+    assert Counter(x for labels in seen for x in labels) == Counter(rows.labels * 2) and len(rows.labels) == len(splits["train"].queries)
+
+
+def test_categories_with_one_text_are_kept_where_the_category_has_a_text_of_its_own():
     labels = [0] * 9 + [1]                                     # a category with one text
     class Table:
         column_names = ["label"]
@@ -435,13 +522,16 @@ def test_proportions():
 def test_given_shares_in_any_unit_and_answers_of_the_same_task_stay_apart():
     tasks = {"a": pairs(6, "a"), "b": pairs(2, "b")}
     assert Counter(x.split()[0] for x in mix_tasks(tasks, {"a": 3, "b": 2}).columns["anchor"]) == {"a": 6, "b": 4}
+    assert Counter(x.split()[0] for x in mix_tasks(tasks, {"a": 3, "b": 2}, n_rows=20).columns["anchor"]) == {"a": 12, "b": 8}
+    with pytest.raises(DataError, match="n_rows 9: with these shares every row comes once in 10; ask for 10 or more"):
+        mix_tasks(tasks, {"a": 3, "b": 2}, n_rows=9)
     shared = text_rows({"anchor": ["x", "y"], "positive": ["same", "same"]})
     assert len(batches(mix_tasks({"only": shared}, {"only": 1}), 2, 0)) == 2
 
 
 @pytest.mark.parametrize(("tasks", "shares", "said"), [
     ({"a": pairs(2, "a")}, {}, "task 'a': every task needs rows and a share above 0"), ({}, {"b": 1}, "task 'b'"),
-    ({"a": pairs(2, "a")}, {"a": 0}, "task 'a'"),
+    ({"a": pairs(2, "a")}, {"a": 0}, "task 'a'"), ({}, {}, "no tasks"),
     ({"a": pairs(2, "a"), "b": made("triplets")}, {"a": 1, "b": 1}, "differ in their columns"),
     ({"a": made("graded pairs")}, {"a": 1}, "or have labels"),
 ])

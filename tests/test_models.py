@@ -5,14 +5,17 @@ import pickle
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from peft import IA3Config, LoraConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from tiny import of_kind, tiny_data, tiny_model
 from transformers import BertConfig, BertModel, BertTokenizerFast, LlamaConfig, LlamaModel
 
 from rag_finetune import models
@@ -139,6 +142,31 @@ def test_chunks_keep_the_order_and_training_mode_comes_back(texts, tmp_path, mon
     assert encoder.training and encoder[0].training
 
 
+def test_a_model_is_opened_for_use_and_encoding_never_switches_dropout_on(texts, tmp_path):
+    make_encoder(tmp_path / "base").save(str(tmp_path / "saved"))
+    encoder = open_encoder(tmp_path / "saved", device="cpu")
+    assert not any(m.training for m in encoder.modules())
+    encoder.training = True                                      # as sentence-transformers leaves it: the outer module alone
+    trained, seen = [], lambda module, _: trained.append(module.training)
+    hooks = [m.register_forward_pre_hook(seen) for m in encoder.modules()]
+    encode_queries(encoder, texts)
+    for hook in hooks: hook.remove()
+    assert trained and not any(trained)
+    assert [name for name, m in encoder.named_modules() if m.training] == [""]   # what was on is on again, and nothing else
+
+
+@pytest.mark.parametrize("how", ["float32", "int8"])
+def test_each_thread_gets_the_vectors_of_its_own_texts(how, texts, tmp_path):
+    make_encoder(tmp_path / "base").save(str(tmp_path / "saved"))
+    encoder = open_encoder(tmp_path / "saved", device="cpu")
+    encoder = int8_encoder(encoder, texts[:20]) if how == "int8" else FastEncoder(encoder, torch.float32)
+    parts = [texts[:20], texts[20:40], texts[40:60]]
+    expected = [encoder.encode_query(p) for p in parts]
+    def again(part, own):
+        for _ in range(25): np.testing.assert_allclose(encoder.encode_query(part), own, atol=1e-5)
+    with ThreadPoolExecutor(3) as pool: list(pool.map(again, parts, expected))
+
+
 def test_padding_stands_where_the_tokenizer_puts_it(texts, tmp_path):
     for llama in (False, True):
         encoder = make_encoder(tmp_path / str(llama), llama=llama)
@@ -173,7 +201,6 @@ def test_batches_hold_every_text_once_within_the_budget():
 
 @pytest.mark.parametrize("variant", ["mean", "cls, not normalised", "prompts"])
 def test_int8_vectors_point_where_float32_ones_do(variant, texts, tmp_path):
-    pytest.importorskip("openvino")
     encoder = make_encoder(tmp_path, **VARIANTS[variant])
     before = fingerprint(encoder)
     fast = int8_encoder(encoder, texts[:30])
@@ -188,14 +215,37 @@ def test_int8_vectors_point_where_float32_ones_do(variant, texts, tmp_path):
     kept = fast.encode_query(texts[:3])
     with torch.no_grad():
         for p in encoder[0].parameters(): p += .1
-    np.testing.assert_array_equal(fast.encode_query(texts[:3]), kept)            # a copy of the weights as they were
+    encoder[1].pooling_mode, encoder.max_seq_length, encoder.truncate_dim, encoder.prompts = "max", 5, 8, {"query": "bar bar "}
+    np.testing.assert_array_equal(fast.encode_query(texts[:3]), kept)            # a copy of weights and settings as they were
+
+
+@pytest.mark.parametrize("kind", ["roberta", "mpnet", "modernbert", "qwen3"])
+def test_int8_takes_other_architectures(kind, tmp_path):
+    encoder = open_encoder(of_kind(kind, tiny_model(tmp_path / "bert"), tmp_path), device="cpu")
+    asked = list(tiny_data(per_thing=6).queries.values())
+    got, expected = int8_encoder(encoder, asked[:20]).encode_query(asked), encode_queries(encoder, asked, dtype=torch.float32)
+    assert (got * expected).sum(1).min() > .99 and not np.allclose(got, expected, atol=1e-5)
+
+
+def test_int8_leaves_a_layer_alone_that_the_sample_tells_nothing_of(texts, tmp_path):
+    encoder = make_encoder(tmp_path)
+    with torch.no_grad():   # nothing but zeros comes out of the first layer's inner part, and into the matrix behind it
+        for p in encoder[0].model.encoder.layer[0].intermediate.parameters(): p.zero_()
+    got, expected = int8_encoder(encoder, texts[:30]).encode_query(texts), encode_queries(encoder, texts, dtype=torch.float32)
+    assert (got * expected).sum(1).min() > .99
+
+
+def test_int8_takes_a_model_in_bfloat16(texts, tmp_path):
+    encoder = make_encoder(tmp_path).to(torch.bfloat16)
+    got, expected = int8_encoder(encoder, texts[:30]).encode_query(texts), encode_queries(encoder.float(), texts, dtype=torch.float32)
+    assert got.dtype == np.float32 and (got * expected).sum(1).min() > .99
 
 
 def test_int8_reports_to_nobody(tmp_path):
-    pytest.importorskip("openvino")
     make_encoder(tmp_path / "base").save(str(tmp_path / "saved"))
-    asked = (f"import sys; from rag_finetune.models import int8_encoder, open_encoder; e = open_encoder({str(tmp_path / 'saved')!r}, 'cpu');"
-             "int8_encoder(e, ['uber trip', 'the bar']); print([m for m in sys.modules if m.startswith('openvino_telemetry')])")
+    asked = ("import sys; from rag_finetune.models import int8_encoder, open_encoder; "
+             f"int8_encoder(open_encoder({str(tmp_path / 'saved')!r}, 'cpu'), ['uber trip', 'the bar']); "
+             "print([m for m in sys.modules if m.startswith('openvino_telemetry')])")
     home = tmp_path / "home"
     home.mkdir()
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, env=os.environ | {"HOME": str(home)}, timeout=120)
@@ -208,6 +258,14 @@ def test_int8_says_what_it_needs(texts, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="Router is no plain text transformer"): int8_encoder(make_router(tmp_path), texts)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(DataError, match=r'pip install "rag_finetune\[int8\]"'): int8_encoder(encoder, texts[:3])
+
+
+def test_a_broken_openvino_is_not_called_missing(texts, tmp_path, monkeypatch):
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").write_text("raise ImportError('libtbb.so.12: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "openvino", raising=False)
+    with pytest.raises(ImportError, match=r"libtbb\.so\.12"): int8_encoder(make_encoder(tmp_path / "one"), texts[:3])
 
 
 # ---- save, open, fingerprint
@@ -248,6 +306,24 @@ def test_the_fingerprint_changes_with_all_that_changes_a_vector(tmp_path):
     made["truncated"] = fingerprint(encoder)
     assert len(set(made.values())) == len(made)
     assert made["mean"] == fingerprint(make_encoder(tmp_path / "elsewhere"))      # the place does not count
+
+
+@pytest.mark.parametrize("config", [
+    IA3Config(target_modules=["query", "output.dense"], feedforward_modules=["output.dense"], task_type="FEATURE_EXTRACTION"),
+    LoraConfig(target_modules=["query"], modules_to_save=["pooler"], task_type="FEATURE_EXTRACTION"),
+    LoraConfig(target_modules=["query"], use_dora=True, task_type="FEATURE_EXTRACTION"),
+], ids=["ia3", "modules to save", "dora"])
+def test_every_kind_of_adapter_counts_while_it_is_on(config, tmp_path):
+    encoder = make_encoder(tmp_path)
+    base = fingerprint(encoder)
+    encoder.add_adapter(config)
+    made = fingerprint(encoder)
+    for name, p in encoder.named_parameters():
+        if p.requires_grad and "default" in name: p.data += .1
+    assert len({base, made, fingerprint(encoder)}) == 3
+    assert fingerprint(encoder, adapters=False) == base
+    encoder.disable_adapters()
+    assert fingerprint(encoder) == base
 
 
 def test_encoding_leaves_the_fingerprint_alone(texts, tmp_path):

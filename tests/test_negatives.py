@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset as Table
 from fake_llm import FakeLLM
 from hypothesis import given
@@ -125,6 +126,16 @@ def test_bad_settings_and_foreign_runs_are_errors():
     for wrong in ({"first": 0}, {"first": 9, "last": 3}, {"per_query": 0}):
         with pytest.raises(DataError, match="expected 1 <= first <= last and per_query >= 1"): mine(made, {}, **wrong)
     with pytest.raises(DataError, match="made: document 'd99' of the run is not in the corpus"): mine(made, {"q": {"d99": 1.}})
+    for wrong in ({"relative_margin": -.05}, {"absolute_margin": -1.}, {"absolute_margin": np.nan}, {"relative_margin": np.inf}):
+        with pytest.raises(DataError, match="expected 0 or more, such as relative_margin=.05"): mine(made, {}, **wrong)
+
+
+def test_a_score_that_is_not_a_number_is_an_error_and_no_negative():
+    made, run = dataset(letters(4), ["d00"]), {"q": {"d00": .9, "d01": .5, "d02": .4}}
+    gap = {"q": run["q"] | {"d01": np.nan}}
+    for settings in ({"run": gap}, {"run": gap, "absolute_margin": .1}, {"run": run, "absolute_margin": .1, "scored": gap}):
+        with pytest.raises(DataError, match="query 'q' and document 'd01' is NaN"): mine(made, **settings)
+    assert mine(made, run, absolute_margin=.1, scored={"q": run["q"] | {"d02": -np.inf}})[0] == {"q": ["d01", "d02"]}
 
 
 def test_false_negatives_are_counted_by_query():
@@ -137,6 +148,13 @@ def test_a_query_without_negatives_gets_random_ones_that_are_not_its_own():
     assert len(found["1"]) == 2 and not {"b", "twin"} & set(found["1"]) and found["2"] == ["c", "d"]
     assert found == fill({"1": [], "2": ["c", "d"]}, data, 2, 0)
     assert len(fill({"1": []}, data, per_query=9)["1"]) == 3      # all that there are
+
+
+def test_what_was_found_to_be_right_is_not_drawn_again():
+    data = Dataset({d: d.upper() for d in "abcde"} | {"twin": "b "}, {"q": "x", "p": "X "}, {"q": {"a": 1}})
+    for seed in range(200):
+        found = fill(without({"q": ["b"], "p": ["b"]}, {("q", "b"), ("p", "b")}), data, 3, seed, never={("q", "b")})
+        assert all(len(docs) == 3 and not {"a", "b", "twin"} & set(docs) for docs in found.values())   # p asks the same
 
 
 # a second scorer
@@ -261,6 +279,26 @@ def test_pairs_of_one_query_that_are_all_alike_are_worth_one():
     assert rate({}) == Rate(0., 0., 1., 0, 0.)
 
 
+def uneven(rng, sizes, share, alike):
+    "Verdicts of queries with so many pairs each; a query has all or none with the chance `alike`, else each pair for itself."
+    def one(size): return [rng.random() < share] * size if rng.random() < alike else [rng.random() < share for _ in range(size)]
+    return {(str(q), str(d)): wrong for q, size in enumerate(sizes) for d, wrong in enumerate(one(size))}
+
+@pytest.mark.parametrize(("sizes", "share"), [([1, 1, 1, 10] * 8, .2), ([1] * 20 + [10] * 5, .2), ([10] * 20, .05), ([4] * 12, .2)])
+@pytest.mark.parametrize("alike", [.3, .6])
+def test_the_limits_hold_where_queries_differ_in_pairs_and_where_few_queries_have_all_the_false_ones(sizes, share, alike):
+    rng = random.Random(f"{sizes} {share} {alike}")
+    found = [rate(uneven(rng, sizes, share, alike)) for _ in range(300)]
+    assert np.mean([r.low <= share <= r.high for r in found]) > .93
+    assert np.mean([r.high < share for r in found]) < .04 and np.mean([r.low > share for r in found]) < .045
+
+
+def test_some_false_ones_do_not_rule_out_what_none_would_not():
+    def made(wrong): return rate({(str(i // 10), str(i)): i % 10 == 0 and i // 10 < wrong for i in range(200)})
+    assert [made(wrong).high for wrong in range(1, 8)] == pytest.approx([made(0).high] * 7) and made(20).high > made(0).high
+    assert int(said(made(2), .1).split("about ")[1].split()[0]) > 50             # what is needed is of the same limits
+
+
 def test_so_many_more_pairs_give_that_width():
     def made(n): return rate({(str(i), "d"): i % 10 == 0 for i in range(n)})
     more = pairs_needed(made(60), .08)
@@ -298,9 +336,31 @@ def test_a_person_who_read_everything_is_believed_and_one_who_read_nothing_is_as
     judge = {(str(i), "d"): i < 30 for i in range(60)}
     person = {(str(i), "d"): i % 20 == 0 for i in range(60)}
     assert corrected(judge, person).mean == pytest.approx(rate(person).mean)
-    assert corrected(judge, {("40", "d"): False}).high > .5                      # one pair read: hardly anything is known
+    assert corrected(judge, {("40", "d"): False, ("0", "d"): False}).high > .5   # two pairs read: hardly anything is known
     with pytest.raises(DataError, match="have some of the same pairs read"): corrected(judge, {})
     with pytest.raises(DataError, match="which the judge did not"): corrected(judge, {("99", "d"): True})
+
+
+@pytest.mark.parametrize(("queries", "each", "alike", "by_side"), [(30, 10, .6, False), (50, 8, .8, False), (50, 8, .8, True)])
+def test_a_corrected_rate_holds_where_a_query_s_pairs_go_together(queries, each, alike, by_side):
+    rng, hits = random.Random(f"{queries} {each} {alike}"), 0
+    for _ in range(200):
+        truth = uneven(rng, [each] * queries, .2, alike)
+        judge = {pair: rng.random() < (.8 if wrong else .15) for pair, wrong in truth.items()}
+        sides = [sorted(p for p in judge if judge[p] == side) for side in (True, False)] if by_side else [sorted(judge)]
+        found = corrected(judge, {p: truth[p] for side in sides for p in rng.sample(side, 100 // len(sides))})
+        hits += found.low <= .2 <= found.high
+    assert hits >= 184                                                           # .95 of 200 is 190
+
+
+def test_a_side_of_the_judge_that_nobody_read_is_asked_for():
+    judge = {(str(i), "d"): i < 40 for i in range(400)}
+    with pytest.raises(DataError, match="of the 40 pairs that the judge calls right a person read none.*have 20 of them read"):
+        corrected(judge, {(str(i), "d"): False for i in range(100, 160)})
+    with pytest.raises(DataError, match="of the 360 pairs that the judge calls wrong a person read none"):
+        corrected(judge, {(str(i), "d"): True for i in range(20)})
+    none_called = {(str(i), "d"): False for i in range(40)}
+    assert corrected(none_called, dict(list(none_called.items())[:20])).mean == 0   # no pair is called right, so none is to be read
 
 
 # the policies
@@ -317,6 +377,13 @@ def test_what_is_false_leaves_or_changes_sides():
 
 
 # sentence-transformers' miner, on vectors that are given
+
+class Pairwise:
+    "A cross-encoder with an opinion on each pair, for either miner."
+    def __init__(self, seed): self.seed = seed
+    def predict(self, pairs, convert_to_tensor=False, **_):
+        scores = np.array([random.Random(f"{self.seed} {q} {d}").gauss(0, 3) for q, d in pairs], dtype=np.float32)
+        return torch.from_numpy(scores) if convert_to_tensor else scores
 
 class Given:
     "A model that looks its vectors up."
@@ -370,6 +437,20 @@ def test_equal_rules_give_the_negatives_of_the_library(settings, seed):
                  scored=run if rules else None, **rules)
     assert found == theirs(data, model, num_negatives=3, **settings) and found
     if rules: assert any(run[q][data.positives(q)[0]] < 0 and data.queries[q] in found for q in data.queries)   # negative scores are met
+
+
+@pytest.mark.parametrize("rules", [{"absolute_margin": 1.}, {"relative_margin": .05}, {"relative_margin": .5, "max_score": 1.}], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_margins_of_a_cross_encoder_give_the_negatives_of_the_library(rules, seed):
+    data, model, run = random_set(seed, positives=1)
+    scorer, found = Pairwise(seed), theirs(data, model, num_negatives=20, range_max=20, cross_encoder=Pairwise(seed), **rules)
+    scores = rerank(data, with_positives(data, run, 21), scorer, k=1000)          # it reads range_max and one more, for the positive
+    by_scorer = {q: {d: scores[q][d] for d in ranking(docs, 21)} for q, docs in run.items()}
+    assert ours(data, by_scorer, scored=scores, per_query=20, **rules) == found
+    by_run = ours(data, run, last=21, scored=scores, per_query=20, **rules)
+    whole = [q for q, docs in found.items() if len(docs) < 20]                    # all that the margins leave, whatever their order
+    assert len(whole) > 10 and all(set(by_run[q]) == set(found[q]) for q in whole)
+    assert any(scores[q][data.positives(q)[0]] < 0 and data.queries[q] in found for q in data.queries)
 
 
 @pytest.mark.parametrize("seed", range(3))

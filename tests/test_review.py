@@ -1,6 +1,5 @@
 "The label log under clicks, processes and kills; rows, order, agreement and export of a review."
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from children import START, child
 from filelock import FileLock, Timeout
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -569,15 +569,11 @@ def test_the_command_names_what_is_wrong_before_it_starts_a_server(tmp_path):
 
 # the log: several processes, and kill -9
 
-PROCESSES = multiprocessing.get_context("forkserver")  # a writer starts in milliseconds, and has no thread of the tests
-PROCESSES.set_forkserver_preload(["rag_finetune.review", "pytest"])
-
 class Writer:
     "A process that writes labels, and what it said it has written."
     def __init__(self, path, name, count=100_000):
-        ours, theirs = PROCESSES.Pipe(duplex=False)
-        self.told, self.process = [], PROCESSES.Process(target=write, args=(path, name, count, theirs))
-        self.process.start()
+        ours, theirs = START.Pipe(duplex=False)
+        self.told, self.process = [], child(write, path, name, count, theirs)
         theirs.close()
         assert ours.recv() == "ready"
         self.thread = Thread(target=self.listen, args=(ours,))

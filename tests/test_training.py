@@ -2,7 +2,6 @@
 import errno
 import json
 import logging
-import multiprocessing
 import os
 import random
 import resource
@@ -15,17 +14,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import child
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tiny import tiny_model
-from trainee import SETTINGS, measure, prepared, train
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from trainee import SETTINGS, prepared, train
 
 from rag_finetune.core import DataError
 from rag_finetune.embedding import fit, frozen_below
 from rag_finetune.models import fingerprint
 from rag_finetune.training import (
-    check_memory, free_memory, interpolated, newest, peak_memory, read_checkpoint, stoppable, write_checkpoint,
+    Group, Kept, check_memory, free_memory, interpolated, newest, peak_memory, read_checkpoint, shared, stoppable, write_checkpoint,
 )
 
+ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("in-batch", "upper", "remembered", "all-answers", "adapter")
 FILES = ("weights.safetensors", "best.safetensors", "optimiser.safetensors", "random.safetensors", "state.json", "manifest.json")
 
@@ -41,34 +45,21 @@ def straight(folder):
 
 
 @pytest.fixture(scope="module")
-def server():
-    "A process that has torch loaded, and forks one for each training."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]))   # for the preload
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["trainee"])
-        child = context.Process(target=time.sleep, args=(0,))
-        child.start()
-        child.join()
-        yield context
-
-
-def started(server, *args, **changed):
-    child = server.Process(target=train, args=args, kwargs=changed)
-    child.start()
-    return child
+def ready():
+    "So that the first training is not killed while what forks it is loading torch."
+    child(time.sleep, 0).join()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_stopped_at_any_moment_it_comes_to_the_same_weights(number, kind, folder, straight, server, tmp_path):
+def test_stopped_at_any_moment_it_comes_to_the_same_weights(number, kind, folder, straight, ready, tmp_path):
     rng, codes, out = random.Random(f"{kind} {number}"), [], tmp_path / "out.json"
     while not out.exists():
-        child = started(server, folder, kind, tmp_path / "saved", 2, out)
-        child.join(rng.uniform(.2, 1.) * (1 + .2 * len(codes)))   # later each time, so that it ends on any machine
-        if child.is_alive(): os.kill(child.pid, number)
-        child.join(60)
-        codes.append(child.exitcode)
+        process = child(train, folder, kind, tmp_path / "saved", 2, out)
+        process.join(rng.uniform(.2, 1.) * (1 + .2 * len(codes)))   # later each time, so that it ends on any machine
+        if process.is_alive(): os.kill(process.pid, number)
+        process.join(60)
+        codes.append(process.exitcode)
     made = json.loads(out.read_text())
     assert {**made, "losses": 0} == {**straight[kind], "losses": 0}
     assert set(codes) <= {0, 143 if number == signal.SIGTERM else -9, -15}   # -15: it came before the training began
@@ -181,7 +172,7 @@ def test_a_full_disc_is_said_and_leaves_the_last_whole_checkpoint(folder, cut, t
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(PowerCut): fitted(folder, tmp_path / "all", [0., .1, PowerCut()])
     each = len(calls)
-    assert each == len(FILES) + 2   # the files, the folder, and the folder of folders
+    assert each == len(FILES) + 3   # the files, the folder, the folder of folders, and what that is in
     for n in range(each):
         saved = tmp_path / str(n)
         calls.clear()
@@ -232,12 +223,12 @@ def test_on_sigterm_the_step_is_finished_saved_and_the_process_ends_with_143(fol
     assert fitted(folder, tmp_path, [.2, .15])[:2] == cut[1][:2]
 
 
-def test_a_training_that_saves_nothing_leaves_sigterm_alone(folder, server):
-    child = started(server, folder, "in-batch", epochs=1000)
+def test_a_training_that_saves_nothing_leaves_sigterm_alone(folder, ready):
+    process = child(train, folder, "in-batch", epochs=1000)
     time.sleep(1)
-    os.kill(child.pid, signal.SIGTERM)
-    child.join(60)
-    assert child.exitcode == -signal.SIGTERM
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == -signal.SIGTERM
 
 
 def test_sigterm_after_the_last_step_still_ends_the_process():
@@ -281,15 +272,28 @@ def test_two_processes_have_the_losses_of_one(launcher, size, kinds, folder, tmp
         assert train(folder, kind, tmp_path / kind, batch_size=size)["key"] == first["key"]   # one process takes what two have saved
 
 
+def test_a_model_that_reads_all_texts_as_one_row_is_not_dealt_out():
+    words = Tokenizer(WordLevel({"car": 0, "house": 1}, "car"))
+    model = SentenceTransformer(modules=[StaticEmbedding(words, embedding_dim=4)], device="cpu")
+    features = model.preprocess(["car", "house house"])
+    whole = model(features)["sentence_embedding"]
+    with shared(model, Group(0, 2), torch.float32), pytest.raises(DataError, match="one long row"): model(features)
+    with shared(model, Group(0, 1), torch.bfloat16): assert model(features)["sentence_embedding"].shape == whole.shape
+
+
 # memory
 
 @pytest.mark.parametrize(("kind", "batch_size", "tokens"), [("full", 8, 96), ("half", 16, 64), ("adapter", 12, 96)])
-def test_the_memory_of_a_training_is_told_within_a_quarter(kind, batch_size, tokens, server, tmp_path):
-    child = server.Process(target=measure, args=("default", kind, batch_size, tokens, tmp_path / "out.json"))
-    child.start()
-    child.join(200)
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert found["told"] == pytest.approx(found["most"] - found["before"], rel=.25), found
+def test_the_memory_of_a_training_is_told_within_a_quarter(kind, batch_size, tokens):
+    command = [sys.executable, ROOT / "bench" / "training.py", "--part", "memory", "--one", json.dumps([kind, batch_size, tokens])]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout.splitlines()[-1])
+    assert found["told"] == pytest.approx(found["took"], rel=.25), found
+
+
+def test_what_is_kept_beside_the_steps_is_told_too(folder):
+    model = SentenceTransformer(str(folder), device="cpu")
+    def peak(*kept): return peak_memory(model, 4, 8, kept=Kept(*kept)).peak
+    assert peak() < peak(True) < peak(True, True) < peak(True, True, 10_000) == peak(True, True) + 10_000
 
 
 def test_more_rows_tokens_or_layers_take_more_and_the_model_stays_as_it_was(folder):

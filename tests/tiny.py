@@ -6,12 +6,17 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import (
+    AutoModel, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast, MistralConfig, ModernBertConfig, MPNetConfig, Qwen3Config,
+    RobertaConfig, XLMRobertaConfig,
+)
 
 from rag_finetune.core import Dataset
 
 COLOURS = ["red", "green", "blue", "black", "white", "brown"]
 THINGS = ["car", "house", "dog", "cup", "tree", "coat", "door", "lamp"]
+KINDS = {"bert": BertConfig, "roberta": RobertaConfig, "xlm-r": XLMRobertaConfig, "mpnet": MPNetConfig, "modernbert": ModernBertConfig,
+         "qwen3": Qwen3Config, "mistral": MistralConfig}
 ASKING = ["where", "is", "the", "my", "find", "show", "me", "a", "please", "now"]
 
 
@@ -29,6 +34,20 @@ def tiny_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     saved = folder / "model"
     model.save_pretrained(str(saved))
     return saved
+
+
+def of_kind(kind: str, bert: Path, folder: Path) -> Path:
+    "A tiny embedding model of another architecture, with the words of the tiny BERT in `bert`."
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    size = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+            "max_position_embeddings": 40, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+    if kind in ("qwen3", "mistral"): size |= {"num_key_value_heads": 1, "head_dim": 16}
+    torch.manual_seed(0)
+    AutoModel.from_config(KINDS[kind](**size)).save_pretrained(folder / kind)
+    tokenizer.save_pretrained(folder / kind)
+    model = SentenceTransformer(modules=[Transformer(str(folder / kind)), Pooling(32), Normalize()], device="cpu")
+    model.save(str(folder / f"{kind}-st"))
+    return folder / f"{kind}-st"
 
 
 def tiny_data(things: int = 8, per_thing: int = 12, seed: int = 0) -> Dataset:

@@ -1,19 +1,16 @@
 "A small training in a process of its own, to be killed, stopped, or run as several processes at once."
 import json
-import re
 import sys
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss, MatryoshkaLoss, MultipleNegativesRankingLoss,
-)
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
 from tiny import tiny_data
 
 from rag_finetune.embedding import Rows, fit, frozen_below, objective
 from rag_finetune.models import fingerprint, open_encoder
-from rag_finetune.training import peak_memory, processes
+from rag_finetune.training import processes
 
 SETTINGS = dict(epochs=3, patience=9, lr=3e-3, batch_size=16, seed=0)
 
@@ -50,23 +47,6 @@ def train(folder, kind, checkpoints=None, every=None, out=None, **changed):
             "losses": values}
     if out: Path(out).write_text(json.dumps(made))
     return made
-
-
-def held(what):
-    "What the kernel says of this process: VmRSS is held now, VmHWM the most so far; bytes."
-    return int(re.search(rf"{what}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-
-
-def measure(name, kind, batch_size, tokens, out):
-    "What a training was said to take, and took."
-    model = open_encoder(name, device="cpu")
-    if kind == "adapter": model.add_adapter(LoraConfig(r=8, target_modules=["query", "value"]))
-    ids = [frozenset([str(i)]) for i in range(3 * batch_size)]
-    rows = Rows({"anchor": ["a " * tokens] * len(ids), "positive": ["a " * tokens] * len(ids)}, ids, ids)
-    with frozen_below(model, .5 if kind == "half" else 0.):
-        told, before = peak_memory(model, batch_size, tokens), held("VmRSS")
-        fit(model, rows, MultipleNegativesRankingLoss(model), epochs=1, batch_size=batch_size, tokens=tokens)
-    Path(out).write_text(json.dumps({"told": told.peak, "before": before, "most": held("VmHWM")}))
 
 
 if __name__ == "__main__":
