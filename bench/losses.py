@@ -63,11 +63,12 @@ NESTED = (192, 96, 48, 24, 12)   # of 384
 CODE = ("core", "data", "metrics", "models", "retrieval", "verdict", "negatives", "embedding", "training", "losses")
 
 
+SOURCE = b"".join((ROOT / "rag_finetune" / f"{name}.py").read_bytes() for name in CODE)   # as it was when this run began
+
+
 def code(*settings):
     "Changes with our code and with the settings."
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name in CODE: digest.update((ROOT / "rag_finetune" / f"{name}.py").read_bytes())
-    return digest.hexdigest()[:10]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + SOURCE).hexdigest()[:10]
 
 
 def kept(file, make):

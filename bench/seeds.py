@@ -77,7 +77,7 @@ def one(settings, seed, folder, file):
     learnt = _both(splits["train"], splits["dev"]) if results["dataset"]["dev_carved"] else splits["train"]
     parts = {name: sorted(part) for name, part in slices(learnt, splits["test"]).items()}
     with atomic(file) as out: json.dump({"results": results, "values": systems, "slices": parts}, out)
-    shutil.rmtree(folder / "model")   # 90 MB; the same seed makes it again
+    shutil.rmtree(folder / "model", ignore_errors=True)   # 90 MB; the same seed makes it again
 
 
 def run_all(name, settings, seeds, work):

@@ -44,10 +44,11 @@ def measure(kind, rows, tokens):
     ids = [frozenset([str(i)]) for i in range(3 * rows)]
     def texts(): return [" ".join(rng.choices(["red", "car", "lunch", "hotel", "of"], k=tokens)) for _ in ids]
     data = Rows({"anchor": texts(), "positive": texts()}, ids, ids)
-    recalled = 2 * len(ids) * tokens * 4 * 384 if kind == "half" else 0   # 384 numbers of each token, out of untrained layers
+    recalled = 2 * len(ids) * tokens * 4 * 384 if kind == "half" else 0   # 384 numbers of each token
     with TemporaryDirectory() as folder, frozen_below(model, .5 if kind == "half" else 0.):
         told, before = peak_memory(model, rows, tokens, kept=Kept(True, True, recalled)), held("VmRSS")
-        fit(model, data, MultipleNegativesRankingLoss(model), lambda: 0., epochs=1, batch_size=rows, tokens=tokens, checkpoints=Path(folder))
+        loss, out = MultipleNegativesRankingLoss(model), Path(folder)
+        fit(model, data, loss, lambda: 0., epochs=1, batch_size=rows, tokens=tokens, checkpoints=out)
     return {"trained": kind, "rows": rows, "tokens": tokens, "told": told.peak, "took": held("VmHWM") - before, "before": before}
 
 

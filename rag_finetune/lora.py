@@ -220,7 +220,8 @@ def save_adapter(
 
 # %% ../nbs/12_lora.ipynb #b874a3dc
 TAKEN = ("r", "lora_alpha", "use_rslora", "fan_in_fan_out")  # settings that are used
-IGNORED = ("target_modules", "peft_type", "base_model_name_or_path", "inference_mode", "lora_dropout", "peft_version", "revision", "task_type")
+IGNORED = ("target_modules", "peft_type", "base_model_name_or_path", "inference_mode", "lora_dropout", "peft_version", "revision",
+           "task_type")
 
 def _lora_settings(
     folder:Path  # an adapter's
@@ -252,7 +253,8 @@ def check_adapter(
     if not (folder / FILES[3]).is_file():
         raise DataError(f"{folder}: no {FILES[3]} in it, so its base is unknown; save it again, or adopt_adapter(folder, model, base)")
     told = _json(folder / FILES[3])
-    if not (isinstance(told, dict) and all(isinstance(told.get(part), dict) for part in ("base", "sha256"))) or "fingerprint" not in told["base"]:
+    parts = [told.get(part) for part in ("base", "sha256")] if isinstance(told, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts) or "fingerprint" not in told["base"]:
         raise DataError(f"{folder}: {FILES[3]} names no base, or no sha256 of the files; save the adapter again")
     for file in FILES[:2]:
         if told["sha256"].get(file) != _sha256(folder / file):
@@ -282,7 +284,8 @@ def _shapes(
     "What lies beside one layer."
     if isinstance(layer, nn.Embedding):
         return {f"{name}.lora_embedding_A": (rank, layer.num_embeddings), f"{name}.lora_embedding_B": (layer.embedding_dim, rank)}
-    inputs, outputs = cast(tuple[int, int], (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features))
+    sizes = (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
+    inputs, outputs = cast(tuple[int, int], sizes)
     return {f"{name}.lora_A.weight": (rank, inputs), f"{name}.lora_B.weight": (outputs, rank)}
 
 def _fitting(
@@ -295,7 +298,8 @@ def _fitting(
     settings, there = _lora_settings(folder), _matrices(_transformer(model))
     try: found = {key.removeprefix(PREFIX): tensor for key, tensor in load_file(folder / FILES[0]).items()}
     except SafetensorError as error: raise DataError(f"{folder}: {FILES[0]} cannot be read ({error}); copy it again") from error
-    odd, targets = f"{folder}: {FILES[0]} does not fit {FILES[1]} or this model", sorted({key.rpartition(".lora_")[0] for key in found})
+    odd = f"{folder}: {FILES[0]} does not fit {FILES[1]} or this model"
+    targets = sorted({key.rpartition(".lora_")[0] for key in found})
     missing = [t for t in targets if t not in there] if targets else ["nothing"]
     if missing: raise DataError(f"{odd}: no matrix {missing[0] or min(found)!r} in the model")
     wanted = {key: shape for t in targets for key, shape in _shapes(t, there[t], settings["r"]).items()}
@@ -305,12 +309,12 @@ def _fitting(
     return LoraConfig(**settings, target_modules=targets, task_type=TASK), found
 
 def _load(
-    model:SentenceTransformer,         # changed in place
-    fitting:tuple[LoraConfig, dict[str, torch.Tensor]],  # from `_fitting`
-    name:str                           # of the adapter
+    model:SentenceTransformer,       # changed in place
+    name:str,                        # of the adapter
+    config:LoraConfig,               # from `_fitting`, as are its
+    weights:dict[str, torch.Tensor]  # by name
 ) -> None:
     "Put a saved adapter on its base."
-    config, weights = fitting
     _put(model, config, name)
     for key, tensor in _tensors(model, name).items(): tensor.copy_(weights[key])
 
@@ -322,7 +326,7 @@ def load_adapter(
     "Put a saved adapter on its base and switch it on; any other base is refused."
     told = check_adapter(folder)
     _refuse_other_base(folder, model, fingerprint(model, adapters=False), told["base"])
-    _load(model, _fitting(Path(folder), model, name), name)
+    _load(model, name, *_fitting(Path(folder), model, name))
 
 # %% ../nbs/12_lora.ipynb #820757d9
 def adopt_adapter(
@@ -387,13 +391,13 @@ def open_adapters(
     "Several adapters on one base; each encodes with its own, from any thread."
     if "base" in folders: raise DataError('an adapter cannot be called "base": that is the base alone')
     if adapters(base):
-        raise DataError(f"the base has adapters already ({', '.join(adapters(base))}), which nothing would keep from switching it meanwhile; "
-                        "open it anew, and give all folders at once")
+        raise DataError(f"the base has adapters already ({', '.join(adapters(base))}), whose users would not wait for these; open it anew, "
+                        "and give all folders at once")
     key, lock = fingerprint(base, adapters=False), threading.RLock()
     told = {name: check_adapter(folder)["base"] for name, folder in folders.items()}
     for name, folder in folders.items(): _refuse_other_base(folder, base, key, told[name])
     fitting = {name: _fitting(Path(folder), base, name) for name, folder in folders.items()}   # all of them, before any is put on
-    for name, one in fitting.items(): _load(base, one, name)
+    for name, made in fitting.items(): _load(base, name, *made)
     return {name or "base": Adapted(base, name, lock) for name in (None, *folders)}
 
 # %% ../nbs/12_lora.ipynb #1cb229db

@@ -71,7 +71,9 @@ def test_what_is_done_is_not_done_again_and_the_test_is_used_once(made, capsys):
 
 def test_other_settings_and_other_code_are_other_runs(monkeypatch, tmp_path):
     settings = {"data": "/some/where/set", "train_limit": None, "model": "default", "epochs": None}
+    monkeypatch.setattr(seeds, "texts", lambda path: {"test": "changed" if "changed" in path else "as it was"})
     assert seeds.key(settings) == seeds.key({**settings, "data": "/else/where/set"}) != seeds.key({**settings, "epochs": 3})
+    assert seeds.key(settings) != seeds.key({**settings, "data": "/changed/set"})
     monkeypatch.setattr(seeds, "ROOT", copied(tmp_path))
     before = seeds.key(settings)
     with (tmp_path / "rag_finetune" / "embedding.py").open("a") as file: file.write("# changed\n")

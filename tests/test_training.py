@@ -292,8 +292,11 @@ def test_the_memory_of_a_training_is_told_within_a_quarter(kind, batch_size, tok
 
 def test_what_is_kept_beside_the_steps_is_told_too(folder):
     model = SentenceTransformer(str(folder), device="cpu")
-    def peak(*kept): return peak_memory(model, 4, 8, kept=Kept(*kept)).peak
-    assert peak() < peak(True) < peak(True, True) < peak(True, True, 10_000) == peak(True, True) + 10_000
+    def told(*kept): return peak_memory(model, 4, 8, kept=Kept(*kept))
+    trained = sum(p.nbytes for p in model.parameters())
+    assert told(True).peak == told().peak + trained and told(True, False, 10_000).peak == told(True).peak + 10_000
+    saved = told(False, True)
+    assert saved.checkpoint == 4 * trained and saved._replace(step=0, scores=0).peak == 6 * trained   # with the optimiser's two means
 
 
 def test_more_rows_tokens_or_layers_take_more_and_the_model_stays_as_it_was(folder):
