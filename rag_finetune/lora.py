@@ -191,7 +191,7 @@ def _tensors(
     "An adapter's weights."
     found = {}
     for layer, module in _adapted(_transformer(model)).items():
-        for key, tensor in module.state_dict().items():   # like lora_A.NAME.weight, or lora_embedding_A.NAME
+        for key, tensor in cast(nn.Module, module).state_dict().items():   # like lora_A.NAME.weight, or lora_embedding_A.NAME
             part, own, *rest = key.split(".")
             if part in module.adapter_layer_names and own == name: found[".".join([layer, part, *rest])] = tensor
     return found
@@ -234,7 +234,7 @@ def _lora_settings(
         if key not in (*TAKEN, *IGNORED) and value not in (plain.get(key), None, False, [], {}):
             raise DataError(f"{folder}: {FILES[1]} sets {key!r}, which plain LoRA does not need and which may run or load something else; "
                             "save the adapter again without it, or merge it into its base where you trust it")
-    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    rank, alpha = cast(Any, (settings.get("r"), settings.get("lora_alpha")))
     good = {"r": type(rank) is int and rank > 0, "lora_alpha": type(alpha) in (int, float) and 0 < alpha <= sys.float_info.max,
             **{key: settings.get(key) in (None, False, True) for key in TAKEN[2:]}}
     for key in (key for key in TAKEN if not good[key]):
@@ -272,7 +272,8 @@ def _refuse_other_base(
     if told["fingerprint"] == key: return
     here = _described(model)
     parts = [part for part in here if part != "similarity" and told.get(part) != here[part]]  # similarity changes no vector
-    what = ", ".join(f"{part} ({told.get(part)!r} there, {here[part]!r} here)" for part in parts)[:400] or "their weights, tokenizer or configuration"
+    named = ", ".join(f"{part} ({told.get(part)!r} there, {here[part]!r} here)" for part in parts)[:400]
+    what = named or "their weights, tokenizer or configuration"
     raise DataError(f"{folder}: the adapter belongs to {told.get('name')!r} with the fingerprint {told['fingerprint']}, this model "
                     f"has {key}; they differ in {what}: open that base, or train an adapter for this one")
 

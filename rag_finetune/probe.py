@@ -28,7 +28,6 @@ from .core import DataError, Dataset, Encoder, Qrels, Queries, Run, top_run
 from .metrics import evaluate
 from .models import encode_documents, encode_queries
 from .retrieval import _similarity, _vectors
-from .verdict import interval
 
 # %% ../nbs/15_probe.ipynb #b3b9e3e6
 class Embedded(NamedTuple):
@@ -74,20 +73,20 @@ def float32(
 
 # %% ../nbs/15_probe.ipynb #756c6db1
 class Frame(NamedTuple):
-    "Triplets as the model saw them at one step of its training."
-    step:int              # optimiser steps done
+    "Triplets as the model saw them at one moment of its training."
+    step:int              # batches done; as many optimiser steps, where no gradients are accumulated
     anchors:np.ndarray    # (n_triplets, dimension), as are the others; of length one
     positives:np.ndarray
     negatives:np.ndarray
 
 class Watched(nn.Module):
-    "A loss that also looks: every few steps it encodes some triplets with the model as it is. `frames` has what it saw."
+    "A loss that also looks: every few batches it encodes some triplets with the model as it is. `frames` has what it saw."
     def __init__(
         self,
         model:SentenceTransformer,              # the model in training
         loss:nn.Module,                         # computed as before
         triplets:Sequence[tuple[str, str, str]],# texts: anchor, positive, negative
-        every:int=5                             # steps between two looks
+        every:int=5                             # batches between two looks
     ):
         super().__init__()
         self.loss, self.every, self.steps = loss, every, 0
@@ -299,7 +298,7 @@ def best_setting(
     measure:str="accuracy@1"    # as in `metrics.MEASURES`
 ) -> Any:  # a key of `runs`; of equals the first
     "The setting that dev chooses."
-    return max(runs, key=lambda setting: interval(evaluate(qrels, runs[setting], [measure])[measure]).mean)
+    return max(runs, key=lambda setting: np.mean(list(evaluate(qrels, runs[setting], [measure])[measure].values())))
 
 # %% ../nbs/15_probe.ipynb #3c3d9d67
 class Topics(NamedTuple):
@@ -360,6 +359,7 @@ def ranges(
     documents:np.ndarray  # (n_docs, dimension), known before any test query: those of training
 ) -> np.ndarray:  # (2, dimension): least and greatest value of each number
     "What int8 spreads its 256 levels over."
+    if not len(documents): raise DataError("int8: no documents to take the ranges from; give those that queries of training need (`known`)")
     return np.stack([documents.min(axis=0), documents.max(axis=0)])
 
 def int8(

@@ -268,6 +268,12 @@ def test_neighbours_vote_and_the_nearer_say_more():
     with pytest.raises(DataError, match="nothing to vote for"): probe.vote(Dataset({"a": "a"}, {}, {}), encoder, {"q": "asked"})
 
 
+def test_the_ranges_of_no_documents_are_refused():
+    data, encoder = random_data()
+    seen = probe.embed(data, encoder)
+    with pytest.raises(DataError, match="no documents to take the ranges from"): probe.compared(data, seen, {"elsewhere"}, [32])
+
+
 def test_dev_chooses_the_best_setting_and_of_equals_the_first():
     qrels, good, bad = {"q": {"a": 1}}, {"q": {"a": 1., "b": 0.}}, {"q": {"a": 0., "b": 1.}}
     assert probe.best_setting(qrels, {1: bad, 3: good, 10: good}) == 3

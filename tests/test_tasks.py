@@ -13,7 +13,7 @@ from rag_finetune.data import check, check_splits, drop_twins, load, near_twins,
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 NAMES = ("tables", "code", "tools")
-TEST = {"tables": "e18025c3ecbb5184", "code": "99c77e337d87a6a7", "tools": "057c2b0719983a5d"}
+TEST = {"tables": "57d72a1b2bc0231e", "code": "1dfcedaec5476953", "tools": "057c2b0719983a5d"}
 
 @pytest.fixture(scope="module", params=NAMES)
 def name(request): return request.param
@@ -64,6 +64,48 @@ def test_every_table_is_one():
         rows = [re.fullmatch(r"\| (.*) \|", line)[1].split(" | ") for line in d["text"].splitlines()]
         assert d["title"] and len(rows) >= 4 and len({len(r) for r in rows}) == 1, d["_id"]
         assert all(cell.strip() for r in rows for cell in r), d["_id"]
+
+def columns(id):
+    "A table's columns, numbers as numbers."
+    text = next(d["text"] for d in documents("tables") if d["_id"] == id)
+    head, _, *rows = ([c.strip() for c in line.strip("| ").split(" | ")] for line in text.splitlines())
+    def number(cell): return float(cell) if re.fullmatch(r"-?\d+(\.\d+)?", cell) else cell
+    return {name: [number(row[i]) for row in rows] for i, name in enumerate(head)}
+
+@pytest.mark.parametrize(("id", "part", "whole"), [
+    ("licences", "In use", "Bought"), ("library", "Lent", "Books"), ("noise-halls", "Mean", "Peak"),
+    ("stock-utrecht", "Reserved", "On hand"), ("stock-austin", "Reserved", "On hand"), ("stock-dresden", "Reserved", "On hand"), ("hires-quarter-2024", "From referrals", "Starters"),
+    ("response-country-2024", "Median days", "Slowest tenth days"), ("salary-bands", "From", "To"), ("trade-fairs", "Contacts", "Visitors"),
+    ("internships", "Stayed", "Interns"), ("spec-temperature", "Range from C", "Range to C"), ("cables", "PVC EUR", "PUR EUR"),
+    ("parking-sites", "Chargers", "Cars"), ("torque-values", "Greased", "Dry"),
+    *((f"headcount-site-{year}", "Of them part time", "Employees") for year in (2022, 2023, 2024)),
+])
+def test_a_part_is_not_above_its_whole(id, part, whole):
+    table = columns(id)
+    assert [r for r in zip(table[part], table[whole], strict=True) if r[0] > r[1]] == []
+
+@pytest.mark.parametrize(("id", "names"), [
+    ("support-tiers", ["EUR a year", "Visits a year"]), ("spec-flow-meters", ["Nominal width mm", "Range m3/h"]),
+    ("bike-lease", ["EUR a month"]), ("mobile-tariffs", ["GB a month"]), ("courier-rates", ["Inside EU", "United Kingdom", "Overseas"]), ("cables", ["PVC EUR", "PUR EUR"]),
+    *((f"list-price-flow-{year}", ["Unit price EUR", "From 10 units EUR"]) for year in (2023, 2024, 2025)),
+])
+def test_more_is_more(id, names):
+    for name in names: assert columns(id)[name] == sorted(columns(id)[name]), name
+
+def test_tables_agree_with_themselves_and_with_each_other():
+    kinds, sites = columns("contract-type-2024"), columns("headcount-site-2024")
+    people = sum(sites["Employees"])
+    assert [round(100 * n / people) for n in kinds["People"]] == kinds["Share %"] and sum(kinds["Share %"]) == 100
+    assert sum(columns("headcount-department-2024")["Employees"]) == sum(kinds["People"]) == people
+    rates = columns("mileage-team-2024")
+    assert all(round(km * .23) == paid for km, paid in zip(rates["Kilometres"], rates["Paid EUR"]))
+    assert columns("support-tiers")["Response time hours"] == sorted(columns("support-tiers")["Response time hours"], reverse=True)
+    rent = columns("rental-rates")
+    assert all(day < week < 7 * day for day, week in zip(rent["EUR a day"], rent["EUR a week"]))
+    lines, regions = columns("revenue-product-2024")["EUR million"], columns("revenue-region-2024")
+    assert [sum(lines[:-1]), lines[-1]] == [sum(regions["Instruments"]), sum(regions["Software"])]
+    loan = columns("loan-plan")
+    assert [a - b for a, b in zip(loan["Left"], loan["Repaid"][1:])] == loan["Left"][1:]
 
 def test_every_function_is_python_without_words_of_explanation():
     for d in documents("code"):
