@@ -77,6 +77,7 @@ def test_every_loss_learns_what_answers_what(name, warm, splits, negatives):
 @pytest.mark.parametrize("name", [n for n in LOSSES if n != "RememberedAnswers"])
 def test_with_nested_lengths_a_loss_is_the_sum_over_the_lengths(name, model, splits, negatives):
     class Cut(torch.nn.Module):
+        preprocess, prompts = model.preprocess, model.prompts
         def forward(self, features): return {"sentence_embedding": torch.nn.functional.normalize(
             model(features)["sentence_embedding"][:, :8], dim=1)}
     data = (splits["train"], negatives if name in WANT_NEGATIVES else None)

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "reranker": "core negatives models metrics retrieval training",
     "lora": "core embedding reranker models training",
     "losses": "core embedding",
-    "probe": "core metrics models retrieval verdict",
+    "probe": "core metrics models retrieval",
     "pipeline": "*",
     "cli": "*",
 }

@@ -74,7 +74,8 @@ def columns(id):
 
 @pytest.mark.parametrize(("id", "part", "whole"), [
     ("licences", "In use", "Bought"), ("library", "Lent", "Books"), ("noise-halls", "Mean", "Peak"),
-    ("stock-utrecht", "Reserved", "On hand"), ("stock-austin", "Reserved", "On hand"), ("stock-dresden", "Reserved", "On hand"), ("hires-quarter-2024", "From referrals", "Starters"),
+    ("stock-utrecht", "Reserved", "On hand"), ("stock-austin", "Reserved", "On hand"),
+    ("stock-dresden", "Reserved", "On hand"), ("hires-quarter-2024", "From referrals", "Starters"),
     ("response-country-2024", "Median days", "Slowest tenth days"), ("salary-bands", "From", "To"), ("trade-fairs", "Contacts", "Visitors"),
     ("internships", "Stayed", "Interns"), ("spec-temperature", "Range from C", "Range to C"), ("cables", "PVC EUR", "PUR EUR"),
     ("parking-sites", "Chargers", "Cars"), ("torque-values", "Greased", "Dry"),
@@ -86,7 +87,8 @@ def test_a_part_is_not_above_its_whole(id, part, whole):
 
 @pytest.mark.parametrize(("id", "names"), [
     ("support-tiers", ["EUR a year", "Visits a year"]), ("spec-flow-meters", ["Nominal width mm", "Range m3/h"]),
-    ("bike-lease", ["EUR a month"]), ("mobile-tariffs", ["GB a month"]), ("courier-rates", ["Inside EU", "United Kingdom", "Overseas"]), ("cables", ["PVC EUR", "PUR EUR"]),
+    ("bike-lease", ["EUR a month"]), ("mobile-tariffs", ["GB a month"]),
+    ("courier-rates", ["Inside EU", "United Kingdom", "Overseas"]), ("cables", ["PVC EUR", "PUR EUR"]),
     *((f"list-price-flow-{year}", ["Unit price EUR", "From 10 units EUR"]) for year in (2023, 2024, 2025)),
 ])
 def test_more_is_more(id, names):
