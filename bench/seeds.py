@@ -22,7 +22,6 @@ import argparse
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -208,7 +207,8 @@ def main(argv=None):
         show(name, found)
         if not args.save: continue
         saved = json.loads(args.saved.read_text()) if args.saved.is_file() else {"sets": {}}
-        saved["sets"][name] = {"command": shlex.join(["python", "bench/seeds.py", *(argv or sys.argv[1:])]), "code": key(settings), **found}
+        command = f"python bench/seeds.py --sets {name} --seeds {args.seeds} --save"
+        saved["sets"][name] = {"command": command, "code": key(settings), **found}
         with atomic(args.saved) as out: out.write(json.dumps(saved, indent=1) + "\n")
 
 
