@@ -560,7 +560,8 @@ def _about(
     ids = [[sorted(s) for s in part] for part in (rows.docs, rows.answers)]
     named = digest(rows.columns, *ids, None if rows.labels is None else [float(x) for x in rows.labels])
     trains = digest(sorted(n for n, p in model.named_parameters() if p.requires_grad))
-    arithmetic = {"version of arithmetic": f"{model.device.type} {str(best_dtype(model.device))[6:]}"}
+    threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
+    arithmetic = {"version of arithmetic": f"{model.device.type}, {str(best_dtype(model.device))[6:]}{threads}"}
     return {"rows": named, "loss": _described(loss, model), "model": _came(model), "layers": trains, **settings, **versions(), **arithmetic}
 
 # %% ../nbs/10_embedding.ipynb #bb70aaf2

@@ -14,6 +14,7 @@ from time import process_time
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from scipy.linalg import orthogonal_procrustes
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import quantize_embeddings
@@ -322,8 +323,9 @@ def topics(
         raise DataError(f"{len(texts)} texts for topics of {least} and more; give {3 * least} texts, or a smaller least")
     # UMAP's settings are BERTopic's own; a seed needs one thread
     flat = UMAP(n_neighbors=min(15, len(texts) - 1), n_components=5, min_dist=0., metric="cosine", random_state=seed, n_jobs=1)
-    model = BERTopic(embedding_model=None, umap_model=flat, min_topic_size=least)
-    found, _ = model.fit_transform(list(texts.values()), vectors)
+    model, threads = BERTopic(embedding_model=None, umap_model=flat, min_topic_size=least), torch.get_num_threads()
+    try: found, _ = model.fit_transform(list(texts.values()), vectors)
+    finally: torch.set_num_threads(threads)   # numba takes all cores, for torch too; a training after it would end in other digits
     return Topics(dict(zip(texts, map(int, found))), {int(t): [word for word, _ in words] for t, words in model.get_topics().items()})
 
 # %% ../nbs/15_probe.ipynb #02f899d3

@@ -286,7 +286,9 @@ def test_topics_are_found_in_the_vectors_and_nothing_is_fetched(monkeypatch):
     rng, things = np.random.default_rng(0), ["taxi", "lunch", "hotel"]
     texts = {str(i): f"{things[i % 3]} number {i}" for i in range(90)}
     vectors = (np.eye(3)[np.arange(90) % 3] @ rng.normal(size=(3, 24)) + .1 * rng.normal(size=(90, 24))).astype(np.float32)
+    threads = torch.get_num_threads()
     found = probe.topics(texts, vectors)
+    assert torch.get_num_threads() == threads   # or a training after it would come to other weights
     assert interval(probe.agreement({i: t.split()[0] for i, t in texts.items()}, found.of)).mean > .9
     assert {things[int(i) % 3] in found.words[found.of[i]] for i in texts if found.of[i] >= 0} == {True}
     assert probe.topics(texts, vectors).of == found.of   # the same seed, the same topics
