@@ -1347,11 +1347,11 @@ class Finding:
 def _told(
     name:str,                # of the check
     found:list[str],         # an example for each case
-    what:str,                # the message after the number of cases
+    what:str,                # the message, as `_agreed` takes it
     severity:str="warning"   # or "error"
 ) -> list[Finding]:
     "One finding, or none where there is no case."
-    return [Finding(name, severity, len(found), f"{len(found):,} {what}", found[:3])] if found else []
+    return [Finding(name, severity, len(found), _agreed(len(found), what), found[:3])] if found else []
 
 def _row(
     id:str,   # of a query or a document
@@ -1369,7 +1369,8 @@ def shared_ids(
     for s, d in splits.items():
         for q in d.queries: where[q].append(s)
     both = [f"{_short(q)} in {' and '.join(found)}" for q, found in where.items() if len(found) > 1]
-    return _told("shared ids", both, "query ids stand in several splits; a query belongs to one, take it out of the others", "error")
+    return _told("shared ids", both, "query [id stands|ids stand] in several splits; a query belongs to one, "
+                 "take it out of the others", "error")
 
 def equal_texts(
     splits:Splits  # any splits
@@ -1379,8 +1380,10 @@ def equal_texts(
     last = {text_key(t): f"{s} {_short(q)}" for s, d in splits.items() for q, t in d.queries.items()}
     across = [f"{s} {_row(q, t)} is {last[text_key(t)]}" for s, d in splits.items() for q, t in d.queries.items() if q in gone]
     within = [f"{s} {_row(q, d.queries[q])}" for s, d in splits.items() for same in _by_text(d.queries).values() for q in same[1:]]
-    return (_told("equal texts", across, "queries have the text of a query in a later split; a run drops them from the earlier one")
-            + _told("repeated texts", within, "queries repeat the text of another in their split, which then counts twice"))
+    return (_told("equal texts", across, "[query has|queries have] the text of a query in a later split; "
+                  "a run drops [it|them] from the earlier one")
+            + _told("repeated texts", within, "[query repeats|queries repeat] the text of another in the same split, "
+                    "which then counts twice"))
 
 def near_queries(
     splits:Splits,                   # any splits
@@ -1398,9 +1401,9 @@ def near_queries(
             if twins: within.append(f"{s} {_row(q, t)} is near to {here[twins[0]]}")
             here.setdefault(text_key(t), f"{s} {_row(q, t)}")
         seen = here | seen
-    what = f"queries share {NEAR:.0%} of their words or more with"
+    what = f"[query shares|queries share] {NEAR:.0%} of [its|their] words or more with"
     return (_told("near queries", across, f"{what} one in an earlier split; read them before you trust the test")
-            + _told("near queries in a split", within, f"{what} another in their split"))
+            + _told("near queries in a split", within, f"{what} another in the same split"))
 
 # %% ../nbs/01_data.ipynb #e02c583b
 def twin_documents(
@@ -1424,7 +1427,7 @@ def repeated_documents(
     "Documents that stand in the corpus again under another id."
     corpus = _corpus(splits)
     rows = [f"{_row(d, corpus[d])} and {_short(found[0])}" for d, found in twins.items()]
-    return _told("twin documents", rows, "documents are equal to another or share nine tenths of its words; "
+    return _told("twin documents", rows, "[document is|documents are] equal to another or [shares|share] nine tenths of its words; "
                  "keep one, or judge both alike")
 
 # %% ../nbs/01_data.ipynb #7a5a4be3
@@ -1445,8 +1448,8 @@ def taught_answers(
     found = [f"{s} {_row(q, t)}: {_short(d)} is a twin of {_short(twin)}" for s in SPLITS[1:] if s in splits
              for q, t in splits[s].queries.items() if taught.keys().isdisjoint(splits[s].positives(q))
              for d, twin in [(d, e) for d in splits[s].positives(q) for e in twins.get(d, []) if e in taught][:1]]
-    return _told("taught answers", found, "queries of dev or test look new to train, but a twin of their document was taught; "
-                 "put twins on one side")
+    return _told("taught answers", found, "[query of dev or test looks|queries of dev or test look] new to train, "
+                 "but a twin of [its|their] document was taught; put twins on one side")
 
 def unjudged_twins(
     splits:Splits,                 # any splits
@@ -1456,8 +1459,8 @@ def unjudged_twins(
     found = [f"{s} {_row(q, t)}: {_short(d)} is relevant, its twin {_short(e)} is not judged" for s, data in splits.items()
              for q, t in data.queries.items()
              for d, e in [(d, e) for d in data.positives(q) for e in twins.get(d, []) if e not in data.qrels[q]][:1]]
-    return _told("unjudged twins", found, "queries have a relevant document with a twin that is not judged: finding it counts as a "
-                 "mistake; judge it too")
+    return _told("unjudged twins", found, "[query has|queries have] a relevant document with a twin that is not judged: "
+                 "finding it counts as a mistake; judge it too")
 
 # %% ../nbs/01_data.ipynb #788cbf51
 def shared_values(
@@ -1473,7 +1476,7 @@ def shared_values(
         found += [f"{s} {_row(q, d.queries[q])}: {_short(v)} is in {seen[v]} too"
                   for q, mine in values.items() for v in sorted(mine & seen.keys())[:1]]
         seen = {v: f"{s} {_short(q)}" for q, mine in values.items() for v in mine} | seen
-    return _told(name, found, f"queries share their {_short(column)} with a query of an earlier split; "
+    return _told(name, found, f"[query shares its|queries share their] {_short(column)} with a query of an earlier split; "
                  f"deal them out by it: split(dataset, by={column!r})")
 
 def few_shot_rows(
@@ -1486,7 +1489,7 @@ def few_shot_rows(
     ids, rows = {q: text_key(t) for _, q, t in held}, {text_key(t): f"{s} {_row(q, t)}" for s, q, t in held}
     keys = [next((k for k in (ids.get(e), text_key(e), *near.get(text_key(e), [])) if k in rows), None) for e in shown]
     found = [rows[k] for k in keys if k]
-    return _told("few-shot rows", found, "few-shot examples are rows of dev or test, or nearly so; draw them from train")
+    return _told("few-shot rows", found, "few-shot [example is a row|examples are rows] of dev or test, or nearly so; draw them from train")
 
 # %% ../nbs/01_data.ipynb #974047f5
 NAMED = .05       # share of queries; a usual test of some 400 queries cannot tell .05 from chance
@@ -1503,7 +1506,7 @@ def label_words(
     rows = [f"{s} {_row(q, t)}: {_short(a)}" for s, d in splits.items() for q, t in d.queries.items() for a in d.positives(q)
             if a in has and has[a].search(text_key(t))]
     n = sum(len(d.queries) for d in splits.values())
-    return _told("label words", rows, f"of {n:,} queries ({len(rows) / n:.0%}) contain their category's name, "
+    return _told("label words", rows, f"of {n:,} queries ({len(rows) / n:.0%}) [contains its|contain their] category's name, "
                  "so a search for the word answers them; is that so in use?") if len(rows) > NAMED * n else []
 
 def contradictions(
@@ -1514,7 +1517,8 @@ def contradictions(
     first = {key: (f"{s} {_short(q)}", found) for key, s, q, found in reversed(answers)}
     rows = [f"{s} {_row(q, splits[s].queries[q])}: {_short(found[0])}, but {first[key][0]}: {_short(first[key][1][0])}"
             for key, s, q, found in answers if found != first[key][1]]
-    return _told("contradictions", rows, "queries have the text of another and a different answer; one is wrong, or both are right")
+    return _told("contradictions", rows, "[query has|queries have] the text of another and a different answer; "
+                 "one is wrong, or both are right")
 
 def uneven_classes(
     splits:Splits  # any splits
@@ -1523,7 +1527,7 @@ def uneven_classes(
     train = splits.get("train") or next(iter(splits.values()))
     per = Counter(a for q in train.queries for a in train.positives(q)).most_common()
     rare = [f"{_short(d)} has {n:,} rows, {_short(per[0][0])} {per[0][1]:,}" for d, n in reversed(per) if n * IMBALANCE < per[0][1]]
-    return _told("uneven classes", rare, "categories have less than a ninth of the rows of the largest; "
+    return _told("uneven classes", rare, "[category has|categories have] less than a ninth of the rows of the largest; "
                  "look at accuracy by category, not only at the mean") if are_classes(splits) else []
 
 # %% ../nbs/01_data.ipynb #51f513bb
@@ -1543,7 +1547,7 @@ def cut_texts(
         over = {i: tokens[t] - limit for i, t in texts.items() if tokens[t] > limit}
         rows = [f"{_row(i, texts[i])}: {over[i]:,} tokens" for i in sorted(over, key=lambda i: -over[i])]
         lost, every = sum(over.values()), sum(tokens[t] for t in texts.values())
-        found += _told(f"cut {kind}", rows, f"of {len(texts):,} {kind} have more than the {limit:,} tokens that the model reads: "
+        found += _told(f"cut {kind}", rows, f"of {len(texts):,} {kind} [has|have] more than the {limit:,} tokens that the model reads: "
                        f"{lost:,} of {every:,} tokens are cut off, {max(over.values(), default=0):,} from the longest")
     return found
 
@@ -1570,7 +1574,7 @@ def easy_pool(
         found += [Finding("judged pool", "warning", len(corpus), f"{len(corpus):,} documents, each judged for some query: in use "
                           "there are others, which nobody asked for; add them, figures will fall", [])]
     short = [f"{_short(q)} has {len(scores)}" for q, scores in (candidates or {}).items() if len(scores) < min(POOL, len(corpus))]
-    return found + _told("short lists", short, f"queries have fewer than {POOL} candidates out of {len(corpus):,} documents; "
+    return found + _told("short lists", short, f"[query has|queries have] fewer than {POOL} candidates out of {len(corpus):,} documents; "
                          "what is measured is reranking of these, not retrieval")
 
 # %% ../nbs/01_data.ipynb #272df10a
@@ -1593,8 +1597,8 @@ def random_negatives(
         score += (one > other) + (one == other) / 2
     if score >= HARD * len(pairs): return []
     rows = [f"{s} {_row(q, splits[s].queries[q])}: {_row(n, corpus[n])}" for s, q, n in pairs]
-    return _told("random negatives", rows, f"negatives were compared with random documents, and share more rare words with the query only "
-                 f"{score / len(pairs):.0%} of the time (chance: 50%); mine hard ones")
+    return _told("random negatives", rows, "[negative was|negatives were] compared with random documents, and [shares|share] more rare "
+                 f"words with the query only {score / len(pairs):.0%} of the time (chance: 50%); mine hard ones")
 
 # %% ../nbs/01_data.ipynb #e26f9834
 def check(

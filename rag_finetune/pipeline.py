@@ -29,8 +29,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .core import DataError, Dataset, Qrels, Run, Splits, ranking, text_key
 from rag_finetune.data import (
-    BLANK, Finding, Negatives, atomic, carve_dev, check, check_splits, cut_texts, deal, drop_twins, not_checked, of_format, read_any,
-    sample, saturated, write_qrels, write_run,
+    BLANK, Finding, Negatives, _agreed, atomic, carve_dev, check, check_splits, cut_texts, deal, drop_twins, not_checked, of_format,
+    read_any, sample, saturated, write_qrels, write_run,
 )
 from .embedding import Curve, few_documents, fine_tune
 from .ladder import adapter, frozen_lr, neighbours, seen_share, tfidf_lr
@@ -77,7 +77,8 @@ def prepare(
     found = check(splits, negatives=negatives)
     for name, why in not_checked(splits).items(): log.info("not checked: %s (%s)", name, why)
     splits, dropped = drop_twins(splits)
-    warnings = [f"{len(dropped)} queries dropped: their text stands in a later split too (first: {dropped[0]!r})"] if dropped else []
+    what = "[query|queries] dropped: the text stands in a later split too"
+    warnings = [f"{_agreed(len(dropped), what)} (first: {dropped[0]!r})"] if dropped else []
     warnings += [warned(f) for f in found if f.name != "equal texts"]
     if train_limit: splits["train"] = sample(splits["train"], train_limit, seed)
     carved = "dev" not in splits

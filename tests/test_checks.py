@@ -684,8 +684,8 @@ def test_a_model_brings_its_context_and_its_own_score(leaky, tmp_path):
 
 def test_prepare_tells_what_it_found_and_strict_refuses_it():
     found = prepare(planted(planted(sound(), "train", "a b c d e f g h i j", qid="a"), "test", "a b c d e f g h i j please", qid="b"))
-    assert names(found.found) == ["near queries"] and found.warnings[0].startswith("near queries: 1 queries share 90%")
-    with pytest.raises(DataError, match="sound: --strict, and 1 found: near queries: 1 queries"): refuse(found.found, "sound")
+    assert names(found.found) == ["near queries"] and found.warnings[0].startswith("near queries: 1 query shares 90%")
+    with pytest.raises(DataError, match="sound: --strict, and 1 found: near queries: 1 query"): refuse(found.found, "sound")
     refuse(prepare(sound()).found, "sound")
 
 def test_each_use_of_a_test_split_is_counted(tmp_path):
@@ -730,7 +730,7 @@ def test_a_run_checks_counts_its_use_and_the_report_says_so(tmp_path, monkeypatc
     results = run(tmp_path / "data", tmp_path / "out", model, epochs=1)
     [near] = [f for f in results["checks"] if f["name"] == "near queries"]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert results["test_uses"]["count"] == 7 and "used 7 times" in page and f"near queries: {near['count']} queries share" in page
+    assert results["test_uses"]["count"] == 7 and "used 7 times" in page and f"near queries: {near['message']}" in page
     with pytest.raises(DataError, match=r"--strict, and \d found: .*near queries: "):
         run(tmp_path / "data", tmp_path / "strict", model, epochs=1, strict=True)
     assert not (tmp_path / "strict").exists() and len((tmp_path / "uses.jsonl").read_text().splitlines()) == 7

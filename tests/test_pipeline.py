@@ -45,7 +45,7 @@ def test_a_training_query_that_stands_in_test_is_dropped_and_told():
     first = next(iter(splits["train"].queries))
     splits["train"] = replace(splits["train"], queries={**splits["train"].queries, first: twin})
     found = prepare(splits)
-    assert first not in found.splits["train"].queries and len(found.warnings) >= 1 and "1 queries dropped" in found.warnings[0]
+    assert first not in found.splits["train"].queries and len(found.warnings) >= 1 and "1 query dropped" in found.warnings[0]
 
 
 def test_dev_is_carved_out_of_the_budget_and_no_query_is_on_two_sides():
