@@ -1,6 +1,7 @@
 "What every test has: no model hub, its share of the cores, the public data where $RAG_FINETUNE_DATA says where it is, and a browser."
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", str(threads))   # torch, here and in the processes that tests start
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["RAG_FINETUNE_USES"] = os.path.join(tempfile.mkdtemp(), "uses.jsonl")   # runs of tests are none of the user's
+
+signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background job is deaf to it, and some tests send it to themselves
 
 import pytest  # noqa: E402
 
