@@ -1,11 +1,20 @@
-"Tests on the public data, and those in a browser, skip aloud without it, and fail instead where it is required."
+"What tests may rely on: they skip aloud without public data or a browser, fail where these are required, and hear their own Ctrl-C."
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import pytest
 from notebooks import ROOT
+
+def ran(folder, test, env, **how):
+    "A test in a folder of its own, with our conftest: how it ended."
+    shutil.copy(ROOT / "tests" / "conftest.py", folder)
+    (folder / "test_it.py").write_text(test)
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(("RAG_FINETUNE_", "PYTEST_"))} | env
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs"]
+    return subprocess.run(command, cwd=folder, env=ours, capture_output=True, text=True, **how)
 
 @pytest.mark.parametrize(("env", "code", "says"), [
     ({}, 0, "1 skipped"),
@@ -14,18 +23,16 @@ from notebooks import ROOT
     ({"RAG_FINETUNE_DATA": ".", "RAG_FINETUNE_REQUIRE_DATA": "1"}, 0, "1 passed"),
 ])
 def test_public_data(env, code, says, tmp_path):
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
-    (tmp_path / "test_it.py").write_text("def test_it(public_data): assert public_data.is_dir()")
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("RAG_FINETUNE_", "PYTEST_"))} | env
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs"]
-    done = subprocess.run(command, cwd=tmp_path, env=ours, capture_output=True, text=True)
+    done = ran(tmp_path, "def test_it(public_data): assert public_data.is_dir()", env)
     assert done.returncode == code and says in done.stdout, done.stdout
 
 @pytest.mark.parametrize(("env", "code", "says"), [({}, 0, "1 skipped"), ({"RAG_FINETUNE_REQUIRE_BROWSER": "1"}, 1, "no browser")])
 def test_browser(env, code, says, tmp_path):
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
-    (tmp_path / "test_it.py").write_text("import pytest\ndef test_it(): pytest.skip('no browser: install one')")
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("RAG_FINETUNE_", "PYTEST_"))} | env
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs"]
-    done = subprocess.run(command, cwd=tmp_path, env=ours, capture_output=True, text=True)
+    done = ran(tmp_path, "import pytest\ndef test_it(): pytest.skip('no browser: install one')", env)
     assert done.returncode == code and says in done.stdout, done.stdout
+
+def test_a_test_hears_its_own_ctrl_c_in_a_background_job_too(tmp_path):
+    test = "import pytest, signal\ndef test_it():\n    with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)"
+    def deaf(): signal.signal(signal.SIGINT, signal.SIG_IGN)   # as a shell starts its background jobs
+    done = ran(tmp_path, test, {}, preexec_fn=deaf)
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
