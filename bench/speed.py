@@ -113,7 +113,7 @@ def turns(case, rounds, device):
         for side in list(took)[::1 if i % 2 == 0 else -1]:
             found, clock, processor = timed(case["sides"][side], device)
             units = case["units"](found)
-            took[side].append({"clock": units / clock, "processor": units / max(processor, 1e-9), "seconds": clock})
+            took[side].append({"clock": units / clock, "processor": units / max(processor, 1e-9), "seconds": clock, "units": units})
             if "peak" in case: took[side][-1] |= case["peak"](side, processor if device == "cpu" else clock)
     return [row(case, side, took["theirs"], took[side]) for side in took if side != "theirs"]
 
@@ -126,6 +126,8 @@ def row(case, side, theirs, ours):
              **{name: statistics.median(r["clock"] for r in rounds) for name, rounds in both.items()},
              **middle(ratios("clock")), "processor": middle(ratios("processor")), "rounds": both, **notes}
     told = [f"{k} {v}" for k, v in notes.items()]
+    if theirs[0]["units"] != ours[0]["units"]:
+        told.append(f"{case['unit'].split('/')[0]} done: theirs {theirs[0]['units']:,}, ours {ours[0]['units']:,}")
     if "peak" in case:
         found["share of peak"] = {name: middle([r["share"] for r in rounds]) for name, rounds in both.items()}
         told[:0] = [f"{name} at {share['ratio']:.0%} of the peak" for name, share in found["share of peak"].items()]
@@ -263,8 +265,21 @@ def smaller(dataset, queries, docs):
 
 # ---- training
 
+class Counted(MultipleNegativesRankingLoss):
+    "The loss, and the rows that it was asked for."
+    rows = 0
+
+    def forward(self, features, labels=None):
+        features = list(features)
+        self.rows += len(features[0]["input_ids"])
+        return super().forward(features, labels)
+
+
 def documented_recipe(model, train, epochs):
-    "Fine-tune as sentence-transformers documents it; the rows seen."
+    """Fine-tune as sentence-transformers documents it; the rows that were trained on.
+
+    Its trainer takes as many steps in an epoch as full batches would need. Where NO_DUPLICATES makes smaller ones, as on few categories,
+    the rest of the epoch's rows are not trained on, and must not be counted."""
     pairs = [(train.queries[q], train.corpus[d]) for q in train.queries for d in train.positives(q)]
     rows = datasets.Dataset.from_dict({"anchor": [a for a, _ in pairs], "positive": [p for _, p in pairs]})
     with TemporaryDirectory() as folder:
@@ -272,10 +287,11 @@ def documented_recipe(model, train, epochs):
             output_dir=folder, num_train_epochs=epochs, per_device_train_batch_size=32, learning_rate=LR, warmup_steps=.1,
             fp16=False, bf16=False, batch_sampler=BatchSamplers.NO_DUPLICATES, use_cpu=model.device.type == "cpu", seed=0,
             save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False)
-        trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=rows, loss=MultipleNegativesRankingLoss(model))
+        loss = Counted(model)
+        trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=rows, loss=loss)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return len(pairs) * epochs
+    return loss.rows
 
 
 def same_settings(model, train, epochs):

@@ -5,13 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import tiny_data, tiny_model
+from tiny import THINGS, tiny_data, tiny_model
 
+from rag_finetune.core import Dataset
 from rag_finetune.data import split, write_beir
+from rag_finetune.models import open_encoder
 from rag_finetune.verdict import Interval, compare
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
 import seeds
+import speed
 
 
 def copied(folder):
@@ -89,3 +92,11 @@ def test_seeds_that_disagree_widen_an_interval_and_take_a_claim_back():
     better = compare({q: v + .1 + .001 * int(q) for q, v in values.items()}, values, "a", "b", "m")
     assert seeds.claim(seeds.widened(better, [.15, .15, .15], -1.), .01) == "better"
     assert seeds.claim(seeds.widened(better, [-.05, .15, .35], -1.), .01) == "not_enough"
+
+
+def test_rows_that_their_trainer_leaves_out_are_not_counted_for_it(tmp_path):
+    folder, two = tiny_model(tmp_path), tiny_data(things=2, per_thing=32)
+    assert speed.documented_recipe(open_encoder(folder, device="cpu"), two, epochs=2) == 2 * 2 * 2   # two steps an epoch, of a row for each
+    queries = {f"q {d}": f"find my {d}" for d in THINGS}
+    each = Dataset({d: f"the red {d}" for d in THINGS}, queries, {q: {q[2:]: 1} for q in queries}, "each")
+    assert speed.documented_recipe(open_encoder(folder, device="cpu"), each, epochs=2) == 2 * len(THINGS)
