@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 SAVED = ROOT / "assets" / "training.json"
-SETTINGS = [(kind, *size) for kind in ("full", "half", "adapter") for size in ((16, 64), (32, 64), (64, 32), (16, 128))]
+SETTINGS = [(kind, *size) for kind in ("full", "half", "adapter") for size in ((16, 64), (32, 64), (64, 32), (16, 128), (12, 96))]
 SHARES = (0., .1, .25, .5, .75, 1.)
 
 

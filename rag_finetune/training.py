@@ -397,7 +397,7 @@ def _ledger(
     return ledger.lines
 
 # %% ../nbs/14_training.ipynb #8f3697ee
-HELD, HELD_ADAPTER = 1.2, 1.9   # times what a step needs, on a CPU: glibc keeps some of what is freed; measured, see below
+HELD, HELD_ADAPTER = 1.2, 1.75  # times what a step needs, on a CPU: glibc keeps some of what is freed; measured, see below
 ALONE = 40_000_000              # what the libraries take for themselves at the first step, on a CPU
 
 WRITTEN = 4   # times the trained weights: the optimiser's two means of each as bytes, and once more as one file
