@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -33,17 +33,18 @@ from rag_finetune.models import (
 )
 from .retrieval import dense
 from rag_finetune.training import (
-    STOPPED, Checkpoint, Group, Kept, Tensors, add_gradients, agreed, check_memory, digest, from_first, interpolated, load_optimiser,
-    newest, optimiser_tensors, processes, random_state, same_chance, set_random_state, shared, stoppable, versions, write_checkpoint,
+    STOPPED, Checkpoint, Group, Kept, Model, Tensors, add_gradients, agreed, check_memory, digest, from_first, interpolated,
+    load_optimiser, newest, optimiser_tensors, processes, random_state, result, same_chance, set_random_state, shared, stoppable, versions,
+    write_checkpoint,
 )
 
 # %% ../nbs/10_embedding.ipynb #cee64329
 class Rows(NamedTuple):
     "Training rows: texts for the trainer, and the ids from which batches are made."
-    columns:dict[str, list[str]]    # "anchor", "positive", "negative_1", ...: a text for each row
+    columns:dict[str, list[Any]]    # "anchor", "positive", "negative_1", ...: a text for each row; or, for a list of them, "documents"
     docs:list[frozenset[str]]       # ids of the documents that a row brings into its batch
     answers:list[frozenset[str]]    # ids of all documents that answer a row's query
-    labels:Sequence[int]|Sequence[float]|None = None  # a number for each row, for losses that want one: a class, a row, a grade
+    labels:Sequence[Any]|None = None  # a number for each row, or for each text of its list, for losses that want one: a class, a grade
 
 # %% ../nbs/10_embedding.ipynb #9c0670a9
 def answering(
@@ -93,7 +94,8 @@ def batches(
 ) -> list[list[int]]:  # row numbers; every row exactly once
     "Batches in random order, of rows of like length, in which no row's document answers another row's query."
     rng = random.Random(seed)
-    length = [sum(len(texts[i]) for texts in rows.columns.values()) * rng.uniform(.8, 1.25) for i in range(len(rows.docs))]
+    def letters(x): return len(x) if isinstance(x, str) else sum(map(len, x))
+    length = [sum(letters(texts[i]) for texts in rows.columns.values()) * rng.uniform(.8, 1.25) for i in range(len(rows.docs))]
     out:list[list[int]] = []
     open_:list[tuple[list[int], set[str], set[str]]] = []  # batches not yet full: rows, their documents, their answers
     for i in sorted(range(len(length)), key=length.__getitem__):
@@ -196,7 +198,8 @@ def _embeddings(
     model:SentenceTransformer  # any
 ) -> Any:  # nn.Module with vocabulary, positions and a norm; None where there is none of that name
     "What comes before the layers."
-    return getattr(getattr(model[0], "model", None), "embeddings", None)
+    inner = getattr(model[0], "model", None)
+    return getattr(getattr(inner, "base_model", inner), "embeddings", None)
 
 # %% ../nbs/10_embedding.ipynb #18dba612
 @contextmanager
@@ -356,11 +359,11 @@ class Curve(NamedTuple):
 # %% ../nbs/10_embedding.ipynb #84c0059b
 @contextmanager
 def by_length(
-    model:Any,  # a SentenceTransformer in training
+    model:Any,  # in training
     budget:int  # padded tokens encoded at once
 ) -> Iterator[None]:
     "Within the block a batch is encoded in parts of like length."
-    whole = model.forward
+    whole, name = model.forward, result(model)
 
     def forward(features:dict[str, Any], **kwargs:Any) -> dict[str, Any]:
         lengths = features["attention_mask"].sum(dim=1).tolist()
@@ -368,8 +371,8 @@ def by_length(
         if len(parts) == 1: return whole(features, **kwargs)
         def part(rows: np.ndarray) -> Tensor:
             cut = {k: v[rows, :lengths[rows[0]]] if isinstance(v, Tensor) and v.ndim == 2 else v for k, v in features.items()}
-            return whole(cut, **kwargs)["sentence_embedding"]
-        return {"sentence_embedding": torch.cat([part(rows) for rows in parts])[np.argsort(np.concatenate(parts))]}
+            return whole(cut, **kwargs)[name]
+        return {name: torch.cat([part(rows) for rows in parts])[np.argsort(np.concatenate(parts))]}
 
     if not _is_plain(model) or model.tokenizer.padding_side != "right":
         yield
@@ -381,8 +384,8 @@ def by_length(
 # %% ../nbs/10_embedding.ipynb #34cb37bf
 @contextmanager
 def reading(
-    model:SentenceTransformer,  # any
-    tokens:int                  # where texts are cut; not above the model's own context
+    model:Model,  # any
+    tokens:int    # where texts, or pairs of them, are cut; not above the model's own context
 ) -> Iterator[None]:
     "Within the block the model reads so much of a text."
     before, model.max_seq_length = model.max_seq_length, tokens
@@ -413,7 +416,7 @@ class _Progress:
 # %% ../nbs/10_embedding.ipynb #8ecf130d
 class _Training:
     "What changes while a model is trained: weights, optimiser, the loss's own memory, chance, and progress."
-    def __init__(self, model:SentenceTransformer, loss:nn.Module, lr:float, steps:int, group:Group):
+    def __init__(self, model:Model, loss:nn.Module, lr:float, steps:int, group:Group):
         self.model, self.loss, self.lr, self.steps, self.group = model, loss.to(model.device), lr, steps, group
         self.dtype = best_dtype(model.device)
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -428,7 +431,7 @@ class _Training:
         buffers = dict(self.loss.named_buffers())
         return {**self.weights, **self.others, **{f"loss {n}": buffers[n] for n in self.buffers}}
 
-    def step(self, features:list[dict[str, Any]], labels:Tensor|None, done:int, asked:bool) -> tuple[float, bool]:
+    def step(self, features:list[Any], labels:Any, done:int, asked:bool) -> tuple[float, bool]:
         "One step; the loss, and whether any process was asked to stop."
         self.model.eval()   # dropout off; gradients do not need training mode
         with by_length(self.model, _at_once(self.model)), shared(self.model, self.group, self.dtype):
@@ -469,15 +472,18 @@ class _Training:
 
 # %% ../nbs/10_embedding.ipynb #125202f0
 def _inputs(
-    model:SentenceTransformer,  # its tokenizer, its device
-    rows:Rows,                  # all of them
-    batch:Sequence[int]         # the rows of this step
-) -> tuple[list[dict[str, Any]], Tensor|None]:  # a column each; labels
+    model:Model,         # its tokenizer, its device
+    rows:Rows,           # all of them
+    batch:Sequence[int]  # the rows of this step
+) -> tuple[list[Any], Any]:  # a column each, of tokens, or for a cross-encoder of texts; labels
     "A batch as a loss takes it."
+    texts = {name: [column[i] for i in batch] for name, column in rows.columns.items()}
+    told = None if rows.labels is None else [rows.labels[i] for i in batch]
+    several = told is not None and isinstance(told[0], Sequence)   # a list for each row
+    labels = [torch.tensor(row) for row in told] if several else None if told is None else torch.tensor(told, device=model.device)
+    if isinstance(model, CrossEncoder): return list(texts.values()), labels
     prompts = _prompts(model)
-    columns = (model.preprocess([texts[i] for i in batch], prompt=prompts.get(name)) for name, texts in rows.columns.items())
-    labels = None if rows.labels is None else torch.tensor([rows.labels[i] for i in batch], device=model.device)
-    return [_moved(column, model.device) for column in columns], labels
+    return [_moved(model.preprocess(column, prompt=prompts.get(name)), model.device) for name, column in texts.items()], labels
 
 # %% ../nbs/10_embedding.ipynb #382c11ec
 def _epochs(
@@ -531,8 +537,8 @@ def _end_epoch(
 
 # %% ../nbs/10_embedding.ipynb #ce931b1a
 def _described(
-    loss:nn.Module,            # any
-    model:SentenceTransformer  # whose modules do not count
+    loss:nn.Module,  # any
+    model:Model      # whose modules do not count
 ) -> str:
     "A loss in a word: its class, and a digest of everything that it was made with."
     def plain(value: Any) -> Any:
@@ -543,7 +549,7 @@ def _described(
     return f"{type(loss).__name__} {digest(json.loads(json.dumps(parts, default=plain, skipkeys=True)))}"
 
 def _came(
-    model:SentenceTransformer  # before training
+    model:Model  # before training
 ) -> str:
     "The model that training starts from; of one with an adapter only what the adapter stands on, whose own first values are drawn."
     if not any(hasattr(m, "peft_config") for m in model.modules()): return fingerprint(model)
@@ -551,14 +557,14 @@ def _came(
     return digest(*(part for n, t in model.state_dict().items() if n not in trained for part in (n, t)))
 
 def _about(
-    model:SentenceTransformer,   # before training
+    model:Model,                 # before training
     rows:Rows,                   # what it is trained on
     loss:nn.Module,              # how
     settings:Mapping[str, Any]   # JSON
 ) -> dict[str, Any]:  # JSON
     "What a checkpoint is a checkpoint of."
     ids = [[sorted(s) for s in part] for part in (rows.docs, rows.answers)]
-    named = digest(rows.columns, *ids, None if rows.labels is None else [float(x) for x in rows.labels])
+    named = digest(rows.columns, *ids, None if rows.labels is None else [[float(y) for y in np.ravel(x)] for x in rows.labels])
     trains = digest(sorted(n for n, p in model.named_parameters() if p.requires_grad))
     threads = f", {torch.get_num_threads()} threads" if model.device.type == "cpu" else ""
     arithmetic = {"version of arithmetic": f"{model.device.type}, {str(best_dtype(model.device))[6:]}{threads}"}
@@ -566,7 +572,7 @@ def _about(
 
 # %% ../nbs/10_embedding.ipynb #bb70aaf2
 def fit(
-    model:SentenceTransformer,            # trained in place; ends with the weights of its best epoch
+    model:Model,                          # trained in place; ends with the weights of its best epoch
     rows:Rows,                            # what to train on
     loss:nn.Module,                       # sentence-transformers' or ours, made for this model
     score:Callable[[], float]|None=None,  # called after each epoch: the dev score, higher is better
@@ -607,9 +613,9 @@ def fit(
 
     progress = training.resume(found) if found else _Progress([Point(0, None, judged(score and (first or score)))])
     saved = partial(training.save, Path(checkpoints), progress, about) if checkpoints else None
-    texts = [(column, _prompts(model).get(name)) for name, column in rows.columns.items()]
+    texts = [] if isinstance(model, CrossEncoder) else [(column, _prompts(model).get(name)) for name, column in rows.columns.items()]
     with (stoppable() if checkpoints else nullcontext(lambda: False) as asked, reading(model, min(tokens, whole)),
-          nullcontext(0) if progress.finished else recalled(model, texts)):
+          recalled(model, texts) if texts and not progress.finished else nullcontext(0)):
         last = min(epochs, stop_after or epochs)
         _epochs(training, progress, rows, plan, judged, last, patience, asked, saved, every, found and found.path)
     if progress.weights: training.load(progress.weights)

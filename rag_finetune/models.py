@@ -11,7 +11,7 @@ __all__ = ['log', 'PICKLED', 'TRAINING_STATE', 'CODE_KEYS', 'DEFAULT_PACKAGE', '
 
 # %% ../nbs/05_models.ipynb #2e4f3090
 import copy, hashlib, importlib.util, json, logging, os, re, sys, threading, warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Module, Transformer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -409,8 +409,8 @@ class _Rounded(nn.Module):
 
 # %% ../nbs/05_models.ipynb #d6ec938d
 def _ranges(
-    encoder:SentenceTransformer,  # a plain one
-    texts:Sequence[str]           # a sample
+    encoder:SentenceTransformer|CrossEncoder,  # a plain one
+    read:Callable[[], Any]                     # has it read a sample, text by text, so that no padding is seen
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:  # linear layer -> least and greatest value of each input
     "What comes into each linear layer of the transformer."
     found:dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -423,17 +423,17 @@ def _ranges(
     model:Any = encoder[0].model
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     hooks = [m.register_forward_pre_hook(look(n)) for n, m in linears.items()]
-    try: encode_documents(encoder, texts, dtype=torch.float32, budget=1)   # one by one, so that no padding is seen
+    try: read()
     finally:
         for h in hooks: h.remove()
     return found
 
 def _rounded(
-    encoder:SentenceTransformer,  # a plain one, float32, on the CPU
-    texts:Sequence[str]           # a sample
+    encoder:SentenceTransformer|CrossEncoder,  # a plain one, float32, on the CPU
+    read:Callable[[], Any]                     # has it read a sample
 ) -> nn.Module:  # a copy
     "The transformer with rounded linear layers; those that read the same, as queries, keys and values do, are scaled alike."
-    ranges, model = _ranges(encoder, texts), copy.deepcopy(cast(Any, encoder[0].model))
+    ranges, model = _ranges(encoder, read), copy.deepcopy(cast(Any, encoder[0].model))
     groups:dict[bytes, list[str]] = {}
     for name, (low, high) in ranges.items(): groups.setdefault(torch.cat([low, high]).numpy().tobytes(), []).append(name)
     for names in groups.values():
@@ -466,7 +466,7 @@ def _compiled(
     if importlib.util.find_spec("openvino") is None: raise DataError('int8 is run by OpenVINO; run: pip install "rag_finetune[int8]"')
     with _unreported(): import openvino
     class Tokens(nn.Module):
-        "Tokens in, a vector for each token out."
+        "Tokens in, a vector for each token out, or a score for each pair."
         def __init__(self):
             super().__init__()
             self.model = model
@@ -495,7 +495,8 @@ def int8_encoder(
     if not texts: raise DataError("int8: no texts; give some hundred of those that will be encoded, from which the ranges are taken")
     columns = [c for c in encoder.tokenizer.model_input_names if c in COLUMNS]
     frozen = copy.deepcopy(encoder).cpu().float().eval()
-    return FastEncoder(frozen, torch.float32, INT8_BUDGET, _compiled(_rounded(frozen, texts), columns))
+    def read() -> Any: return encode_documents(frozen, texts, dtype=torch.float32, budget=1)
+    return FastEncoder(frozen, torch.float32, INT8_BUDGET, _compiled(_rounded(frozen, read), columns))
 
 # %% ../nbs/05_models.ipynb #e49a1f85
 VOLATILE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")  # of a config; no vector's
@@ -509,10 +510,10 @@ def _tokenizer_state(
     return sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else None
 
 def _settings(
-    encoder:SentenceTransformer  # any
+    encoder:SentenceTransformer|CrossEncoder  # any
 ) -> list[Any]:  # JSON
     "Everything besides the weights that changes a vector."
-    found: list[Any] = [encoder.prompts, encoder.default_prompt_name, encoder.truncate_dim]
+    found: list[Any] = [encoder.prompts, encoder.default_prompt_name, getattr(encoder, "truncate_dim", None)]
     for name, module in encoder.named_modules():
         if isinstance(module, Module):
             tokenizer = getattr(module, "tokenizer", None)
@@ -524,12 +525,13 @@ def _settings(
 
 # %% ../nbs/05_models.ipynb #50241560
 def _weights(
-    encoder:SentenceTransformer,  # any
-    adapters:bool                 # False: as if all of them were switched off
+    encoder:SentenceTransformer|CrossEncoder,  # any
+    adapters:bool,                # False: as if all of them were switched off
+    but:Collection[str]           # names of tensors to leave out
 ) -> Iterator[tuple[str, torch.Tensor]]:  # (name, tensor)
     "The tensors that a vector depends on: of adapters (peft's) those that are switched on, by any name, with the factor of their share."
     adapted = {name: module for name, module in encoder.named_modules() if hasattr(module, "adapter_layer_names")}
-    for name, tensor in encoder.state_dict().items():
+    for name, tensor in ((n, t) for n, t in encoder.state_dict().items() if n not in but):
         layer = next((a for a in adapted if name.startswith(f"{a}.")), None)
         if layer is None:
             yield name, tensor
@@ -542,12 +544,13 @@ def _weights(
 
 # %% ../nbs/05_models.ipynb #867764de
 def fingerprint(
-    encoder:SentenceTransformer,  # any
-    adapters:bool=True            # False: of the base alone, whatever adapters lie in it
+    encoder:SentenceTransformer|CrossEncoder,  # any
+    adapters:bool=True,                        # False: of the base alone, whatever adapters lie in it
+    but:Collection[str]=()                     # names of tensors that do not count
 ) -> str:  # 16 hexadecimal digits
     "Changes when a weight or a setting that changes a vector changes; saving, opening, moving or renaming the model does not."
     digest = hashlib.sha256(json.dumps(_settings(encoder), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(_weights(encoder, adapters), key=lambda pair: pair[0]):
+    for name, tensor in sorted(_weights(encoder, adapters, but), key=lambda pair: pair[0]):
         values = tensor.detach().cpu()
         if values.is_floating_point(): values = values.float()   # a stored bfloat16 model opened as float32 is the same model
         digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())

@@ -1,0 +1,284 @@
+"What a user relies on with a reranker: opened safely, scored as the libraries score, trained on what the first stage returns."
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from FlagEmbedding import FlagReranker
+from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+from tiny import tiny_data, tiny_model
+from torch import nn
+from transformers import AutoConfig, BertForSequenceClassification, PrinterCallback
+
+from rag_finetune.core import DataError, Dataset, ranking
+from rag_finetune.embedding import batches, fit
+from rag_finetune.lora import add_adapter, head, load_adapter, merge, save_adapter
+from rag_finetune.models import FastEncoder, fingerprint, open_encoder
+from rag_finetune.reranker import (
+    RERANKER_LOSSES, SHARP, FastScorer, fine_tune_reranker, has_head, int8_scorer, list_rows, mixed_negatives, open_reranker,
+    reranked_score, reranker_rows_and_loss, teach,
+)
+from rag_finetune.retrieval import dense, rerank
+
+K = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory): return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def data(): return tiny_data()
+
+
+@pytest.fixture(scope="module")
+def run(data, folder): return dense(data, FastEncoder(open_encoder(folder, "cpu")))
+
+
+@pytest.fixture(scope="module")
+def negatives(data, run): return mixed_negatives(data, run, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def pairs(data): return [(q, d) for q in list(data.queries.values())[:12] for d in data.corpus.values()]
+
+
+@pytest.fixture(scope="module")
+def tuned(folder, data, run, negatives, tmp_path_factory):
+    "A fine-tuned reranker's folder."
+    model = open_reranker(folder, "cpu")
+    fine_tune_reranker(model, data, data, run, negatives, k=K, epochs=6, lr=3e-3)
+    saved = tmp_path_factory.mktemp("tuned") / "model"
+    model.save_pretrained(str(saved))
+    return saved
+
+
+# opened
+
+def test_a_model_without_a_head_gets_one_by_seed_and_leaves_chance_as_it_was(folder, pairs):
+    assert not has_head(folder)
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    one, again, other = (FastScorer(open_reranker(folder, "cpu", seed)).predict(pairs) for seed in (0, 0, 1))
+    assert torch.equal(torch.rand(1), expected)
+    assert (one == again).all() and (one != other).any()
+
+
+def test_a_trained_head_is_kept_whatever_the_seed(tuned, pairs):
+    assert has_head(tuned)
+    assert (FastScorer(open_reranker(tuned, "cpu", 1)).predict(pairs) == FastScorer(open_reranker(tuned, "cpu", 2)).predict(pairs)).all()
+
+
+def test_a_classifier_of_several_labels_is_no_reranker(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "three")
+    BertForSequenceClassification(AutoConfig.from_pretrained(folder, num_labels=3)).save_pretrained(tmp_path / "three")
+    (tmp_path / "three" / "modules.json").unlink()
+    with pytest.raises(DataError, match="gives 3 scores for a pair"): open_reranker(tmp_path / "three", "cpu")
+
+
+@pytest.mark.parametrize("file", ["config_sentence_transformers.json", "config.json"])
+def test_an_activation_is_imported_from_a_short_list_only(file, tuned, tmp_path):
+    copy = shutil.copytree(tuned, tmp_path / "model")
+    settings = json.loads((copy / file).read_text())
+    settings["sbert_ce_default_activation_function" if file == "config.json" else "activation_fn"] = "torch.hub.list"
+    (copy / file).write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=r"names 'torch\.hub\.list'"): open_reranker(copy, "cpu")
+
+
+def test_a_pickle_or_a_cut_file_is_refused_by_name(tuned, tmp_path):
+    copy = shutil.copytree(tuned, tmp_path / "pickled")
+    (copy / "training_args.bin").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"training_args\.bin"): open_reranker(copy, "cpu")
+    copy = shutil.copytree(tuned, tmp_path / "cut")
+    weights = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights[:len(weights) // 2])
+    with pytest.raises(DataError, match="cannot be opened as a reranker"): open_reranker(copy, "cpu")
+
+
+# scored
+
+def test_scores_are_the_libraries_logits_in_any_order_and_number(tuned, pairs):
+    scorer = FastScorer(open_reranker(tuned, "cpu"))
+    ours, theirs = scorer.predict(pairs), CrossEncoder(str(tuned), device="cpu").predict(pairs, activation_fn=nn.Identity())
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(FlagReranker(str(tuned), use_fp16=False, devices=["cpu"]).compute_score([list(p) for p in pairs]), ours, atol=1e-5)
+    np.testing.assert_allclose(scorer.predict(pairs[::-1])[::-1], ours, atol=1e-5)
+    np.testing.assert_allclose(FastScorer(scorer.model, budget=1).predict(pairs[:5]), ours[:5], atol=1e-5)
+    assert scorer.predict([]).shape == (0,)
+
+
+def test_a_saved_reranker_scores_the_same_and_keeps_giving_logits(tuned, pairs, tmp_path):
+    model = open_reranker(tuned, "cpu")
+    model.save_pretrained(str(tmp_path / "again"))
+    assert (FastScorer(open_reranker(tmp_path / "again", "cpu")).predict(pairs) == FastScorer(model).predict(pairs)).all()
+    np.testing.assert_allclose(CrossEncoder(str(tmp_path / "again"), device="cpu").predict(pairs), FastScorer(model).predict(pairs), atol=1e-5)
+
+
+def test_int8_scores_rank_as_float32_ones_nearly_do(tuned, pairs):
+    model = open_reranker(tuned, "cpu")
+    before = fingerprint(model)
+    one, other = FastScorer(model).predict(pairs), int8_scorer(model, pairs).predict(pairs)
+    assert np.corrcoef(one, other)[0, 1] > .9 and (one != other).any() and fingerprint(model) == before
+    with pytest.raises(DataError, match="no pairs"): int8_scorer(model, [])
+
+
+# rows
+
+def test_negatives_are_the_first_stages_mistakes_and_random_ones_and_never_answers(data, run):
+    hard, mixed = mixed_negatives(data, run, 2, 0), mixed_negatives(data, run, 2, 2)
+    for q, docs in mixed.items():
+        assert docs[:2] == hard[q] and len(docs) == len({*docs}) == 4 and not {*docs} & {*data.positives(q)}
+        assert {*hard[q]} <= {*ranking(run[q])}
+
+
+def test_lists_hold_grades_and_leave_out_queries_that_teach_nothing(data, negatives):
+    rows = list_rows(data, negatives)
+    assert len(rows.docs) == len(data.queries)
+    assert all(len(docs) == len(told) == 5 and sum(told) == 1 for docs, told in zip(rows.columns["documents"], rows.labels))
+    assert [docs[told.index(1)] for docs, told in zip(rows.columns["documents"], rows.labels)] == [
+        data.corpus[data.positives(q)[0]] for q in data.queries]
+    graded = Dataset({"a": "the car", "b": "the house", "c": "the dog"}, {"q": "car", "r": "dog"}, {"q": {"a": 2, "b": 1, "c": -1}, "r": {"c": 1}})
+    rows = list_rows(graded)
+    assert rows.labels == [[2., 1., 0.]] and rows.columns["query"] == ["car"]
+    with pytest.raises(DataError, match="mixed_negatives"): list_rows(Dataset({"a": "the car"}, {"q": "car"}, {"q": {"a": 1}}))
+    with pytest.raises(DataError, match="answers query"): list_rows(data, {"q0": data.positives("q0")})
+
+
+def test_a_teachers_lists_begin_with_its_best_and_reach_all_its_ranks(data, run):
+    rows = teach(data, run, 4)
+    for query, docs, told in zip(rows.columns["query"], rows.columns["documents"], rows.labels):
+        q = next(q for q, text in data.queries.items() if text == query)
+        assert docs[0] == data.corpus[ranking(run[q])[0]] and told[0] == max(told)
+        assert [run[q][next(d for d, t in data.corpus.items() if t == doc)] for doc in docs] == told
+    assert teach(data, run, 4, seed=1) != rows and teach(data, run, 4) == rows
+    with pytest.raises(DataError, match="no two documents"): teach(data, {q: {} for q in data.queries})
+
+
+# trained
+
+@pytest.mark.parametrize("loss", RERANKER_LOSSES)
+def test_every_loss_teaches_more_than_the_fresh_head_knew(loss, folder, data, run, negatives):
+    model, taught = open_reranker(folder, "cpu"), RERANKER_LOSSES[loss] == "lists of a teacher"
+    right = {q: {d: 4. * (data.qrels[q].get(d, 0) > 0) for d in data.corpus} for q in data.queries}   # a teacher that knows
+    train = teach(data, right, 6) if taught else data
+    curve = fine_tune_reranker(model, train, data, run, None if taught else negatives, loss, K, epochs=8, lr=3e-3)
+    assert curve.points[curve.best].dev > curve.points[0].dev + .05
+
+
+@pytest.mark.parametrize("loss", RERANKER_LOSSES)
+def test_every_loss_looks_at_the_logits_that_are_scored_with(loss, folder, data, run, negatives):
+    model = open_reranker(folder, "cpu")
+    train = teach(data, run, 4) if RERANKER_LOSSES[loss] == "lists of a teacher" else data
+    _, made = reranker_rows_and_loss(loss, model, train, None if train is not data else negatives)
+    assert isinstance(made.activation_fn, nn.Identity) and isinstance(model.activation_fn, nn.Identity)
+
+
+def test_listnet_is_told_sharply_what_is_right(folder, data, negatives):
+    model = open_reranker(folder, "cpu")
+    rows, _ = reranker_rows_and_loss("ListNetLoss", model, data, negatives)
+    sharp, plain = (torch.tensor(told).softmax(0).max().item() for told in (rows.labels[0], list_rows(data, negatives).labels[0]))
+    assert sharp > .99 > .5 > plain and max(rows.labels[0]) == SHARP
+
+
+def test_margins_of_a_teacher_are_no_loss_for_the_teacher_itself(tuned, data, run):
+    model = open_reranker(tuned, "cpu")
+    rows, loss = reranker_rows_and_loss("MarginMSELoss", model, teach(data, rerank(data, run, FastScorer(model)), 4))
+    columns = [texts[:8] for texts in rows.columns.values()]
+    assert loss(columns, [torch.tensor(told) for told in rows.labels[:8]]).item() < 1e-9
+
+
+class Still(CrossEncoderTrainer):
+    "The library's trainer, without dropout and with our batches."
+    def __init__(self, *args, plan, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.plan = plan
+        for m in self.model.modules():
+            if isinstance(m, nn.Dropout): m.p = 0.
+
+    def get_train_dataloader(self):
+        return torch.utils.data.DataLoader(self.train_dataset, batch_sampler=self.plan, collate_fn=self.data_collator)
+
+
+def test_weights_are_those_of_the_librarys_trainer_bit_for_bit(folder, data, negatives, tmp_path):
+    ours, theirs = open_reranker(folder, "cpu"), open_reranker(folder, "cpu")
+    rows, loss = reranker_rows_and_loss("BinaryCrossEntropyLoss", ours, data, negatives)
+    plan = batches(rows, 16, 0)
+    fit(ours, rows, loss, epochs=1, lr=1e-3, batch_size=16, tokens=16)
+    args = CrossEncoderTrainingArguments(str(tmp_path), num_train_epochs=1, learning_rate=1e-3, per_device_train_batch_size=16, seed=0,
+                                         warmup_steps=.1, optim="adamw_torch_fused", save_strategy="no", report_to="none", use_cpu=True,
+                                         disable_tqdm=True, logging_strategy="no", bf16=False)
+    given = datasets.Dataset.from_dict({**rows.columns, "label": rows.labels})
+    trainer = Still(theirs, args, given, loss=BinaryCrossEntropyLoss(theirs), plan=plan)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values()): torch.testing.assert_close(a, b, atol=1e-6, rtol=0, msg=name)
+
+
+def test_what_the_first_stage_missed_stays_missed(tuned, data, run):
+    short = {q: {d: s for d, s in scores.items() if d not in data.positives(q)} for q, scores in run.items()}
+    assert reranked_score(FastScorer(open_reranker(tuned, "cpu")), data, short, K) == 0
+
+
+def test_hard_negatives_alone_make_it_worse_on_the_easy_majority(folder, data, run):
+    def trained(hard, easy):
+        model = open_reranker(folder, "cpu")
+        fine_tune_reranker(model, data, None, None, mixed_negatives(data, run, hard, easy, last=3), epochs=8, lr=3e-3)
+        return reranked_score(FastScorer(model), data, {q: dict.fromkeys(data.corpus, 0.) for q in data.queries}, K)
+    assert trained(2, 3) > trained(2, 0)
+
+
+def test_mistakes_are_told_before_any_training(folder, data, run, negatives):
+    model = open_reranker(folder, "cpu")
+    with pytest.raises(DataError, match="expected one of Binary"): fine_tune_reranker(model, data, loss="Hinge")
+    with pytest.raises(DataError, match="dev needs `run`"): fine_tune_reranker(model, data, data, None, negatives)
+    with pytest.raises(DataError, match="learns from a teacher's scores"): fine_tune_reranker(model, data, loss="MarginMSELoss")
+    with pytest.raises(DataError, match="learns from judgements"): fine_tune_reranker(model, teach(data, run), loss="LambdaLoss")
+    with pytest.raises(DataError, match="have their documents already"): fine_tune_reranker(model, teach(data, run), negatives=negatives)
+    with pytest.raises(DataError, match="all pairs are right ones"): fine_tune_reranker(model, data, loss="BinaryCrossEntropyLoss")
+    with pytest.raises(DataError, match="not in the corpus"): fine_tune_reranker(model, data, negatives={"q0": ["ship"]})
+
+
+# adapters
+
+@pytest.fixture(scope="module")
+def adapted(folder, data, run, negatives):
+    model = open_reranker(folder, "cpu")
+    add_adapter(model, rank=4)
+    fine_tune_reranker(model, data, data, run, negatives, k=K, epochs=6, lr=1e-2)
+    return model
+
+
+def test_an_adapter_brings_its_head_and_merges_without_loss(adapted, folder, pairs, data, run, tmp_path):
+    scores = FastScorer(adapted).predict(pairs)
+    assert reranked_score(FastScorer(adapted), data, run, K) > reranked_score(FastScorer(open_reranker(folder, "cpu")), data, run, K) + .05
+    assert {*head(adapted)} == {f"{part}.{kind}" for part in ("bert.pooler.dense", "classifier") for kind in ("weight", "bias")}
+    trained = {n for n, p in adapted.named_parameters() if p.requires_grad}
+    assert all(".lora_" in n or "pooler" in n or "classifier" in n for n in trained)
+    save_adapter(adapted, tmp_path / "adapter", "tiny")
+    for seed in (0, 3):   # a fresh head is no part of the base
+        again = open_reranker(folder, "cpu", seed)
+        load_adapter(again, tmp_path / "adapter")
+        assert (FastScorer(again).predict(pairs) == scores).all()
+    merge(again)
+    again.save_pretrained(str(tmp_path / "merged"))
+    np.testing.assert_allclose(FastScorer(open_reranker(tmp_path / "merged", "cpu")).predict(pairs), scores, atol=1e-5)
+    np.testing.assert_allclose(FlagReranker(str(tmp_path / "merged"), use_fp16=False, devices=["cpu"]).compute_score([list(p) for p in pairs]),
+                               scores, atol=1e-5)
+
+
+def test_a_rerankers_adapter_on_another_base_or_beside_another_adapter_is_refused(adapted, folder, tmp_path):
+    save_adapter(adapted, tmp_path / "adapter", "tiny")
+    other = tiny_model(tmp_path / "other", seed=1)
+    with pytest.raises(DataError, match="they differ in"): load_adapter(open_reranker(other, "cpu"), tmp_path / "adapter")
+    with pytest.raises(DataError, match="they differ in architecture"): load_adapter(open_encoder(folder, "cpu"), tmp_path / "adapter")
+    with pytest.raises(DataError, match="room for one"): add_adapter(open_with(folder, tmp_path / "adapter"), name="second")
+
+
+def open_with(folder, adapter):
+    model = open_reranker(folder, "cpu")
+    load_adapter(model, adapter)
+    return model
