@@ -256,8 +256,8 @@ def save_adapter(
 
 # %% ../nbs/12_lora.ipynb #b874a3dc
 TAKEN = ("r", "lora_alpha", "use_rslora", "fan_in_fan_out")  # settings that are used
-IGNORED = ("target_modules", "modules_to_save", "peft_type", "base_model_name_or_path", "inference_mode", "lora_dropout", "peft_version", "revision",
-           "task_type")
+IGNORED = ("target_modules", "modules_to_save", "peft_type", "base_model_name_or_path", "inference_mode", "lora_dropout", "peft_version",
+           "revision", "task_type")
 
 def _lora_settings(
     folder:Path  # an adapter's

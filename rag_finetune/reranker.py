@@ -253,7 +253,7 @@ def reranker_rows_and_loss(
         if negatives: raise DataError("rows of a teacher have their documents already; negatives go with a Dataset")
         if taught: rows = _as_margins(train) if name == "MarginMSELoss" else _as_pairs(train)
         elif name == "ListNetLoss": rows = train
-        else: raise DataError(f"{name} learns from judgements; give a Dataset, or take ListNetLoss, MarginMSELoss or MSELoss with a teacher")
+        else: raise DataError(f"{name} learns from judgements; give a Dataset; of a teacher learn ListNetLoss, MarginMSELoss and MSELoss")
         return rows, _MAKERS[name](model)
     if taught: raise DataError(f"{name} learns from a teacher's scores; give the rows that `teach` makes")
     rows = _ROWS[RERANKER_LOSSES[name]](train, negatives)

@@ -19,7 +19,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from transformers import PreTrainedTokenizerBase
 
-from .core import DataError, Dataset, PairScorer, Qrels, Run, ranking
+from .core import DataError, PairScorer, Qrels, Run, ranking
 from .negatives import _exact
 from .retrieval import fuse_weighted
 from .verdict import Comparison, compare_all
@@ -103,7 +103,7 @@ def pairs_of(
 def calibrate(
     scores:np.ndarray,          # (n_pairs,) logits, of dev
     labels:np.ndarray,          # (n_pairs,) 1 where relevant, else 0
-    method:str="platt"          # "temperature": one number; "platt": two; "isotonic": any rising curve, for some hundred relevant pairs or more
+    method:str="platt"          # "temperature": one number; "platt": two; "isotonic": any rising curve, for hundreds of relevant pairs
 ) -> Calibration:
     "Probabilities from scores, fitted on dev."
     if len({*labels.tolist()}) < 2: raise DataError("calibration needs relevant and irrelevant pairs; give scores of judged dev queries")
@@ -135,7 +135,9 @@ def reliability(
 ) -> list[Bin]:  # from the least probable
     "What was said against what was so."
     place = np.clip((probabilities * bins).astype(int), 0, bins - 1)
-    def one(of): return Bin(float(probabilities[of].mean()), float(labels[of].mean()), *_exact(float(labels[of].mean()), int(of.sum())), int(of.sum()))
+    def one(of):
+        share, n = float(labels[of].mean()), int(of.sum())
+        return Bin(float(probabilities[of].mean()), share, *_exact(share, n), n)
     return [one(place == i) for i in range(bins) if (place == i).any()]
 
 def calibration_error(
@@ -167,7 +169,8 @@ def fit_silence(
     "The threshold with the best mean of both shares: answerable queries that are answered, others that are not."
     there = np.array([best[q] for q in best if answerable[q]])
     none = np.array([best[q] for q in best if not answerable[q]])
-    if not len(there) or not len(none): raise DataError("a threshold needs queries with and without a relevant document; see `hide_answers`")
+    if not len(there) or not len(none):
+        raise DataError("a threshold needs queries with and without a relevant document; `hide_answers` makes the second out of the first")
     tried = np.unique([0., *there, *none])
     return Silence(float(max(tried, key=lambda t: (there >= t).mean() + (none < t).mean())))
 
@@ -180,8 +183,9 @@ class BestWindow:
     tokens:int=256                       # of a pair, the query and the special ones included
     overlap:int=32                       # tokens that neighbouring windows share
     def windows(self, query:str, document:str) -> list[str]:  # parts of the document, in order; itself where it fits
-        places = self.tokenizer(document, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)["offset_mapping"]
-        asked = self.tokenizer(query, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        whole:dict[str, Any] = dict(add_special_tokens=False, truncation=False, verbose=False)
+        places = self.tokenizer(document, return_offsets_mapping=True, **whole)["offset_mapping"]
+        asked = self.tokenizer(query, **whole)["input_ids"]
         room = self.tokens - len(asked) - self.tokenizer.num_special_tokens_to_add(pair=True)
         if room <= self.overlap:
             raise DataError(f"query {query[:40]!r} of {len(asked)} tokens leaves {max(0, room)} of {self.tokens} for the document; "

@@ -255,8 +255,8 @@ LAUNCHERS = {"torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-
 
 
 @pytest.mark.parametrize(("launcher", "size", "kinds"), [
-    ("torchrun", 7, ("upper", "remembered", "cached", "reranker")),
-    ("accelerate", 71, ("all-answers", "adapter", "matryoshka", "reranker-in-batch"))])   # 72 rows: the second batch has nothing for the second process
+    ("torchrun", 7, ("upper", "remembered", "cached", "reranker")),   # 72 rows: with 71 the second batch has nothing for the second process
+    ("accelerate", 71, ("all-answers", "adapter", "matryoshka", "reranker-in-batch"))])
 def test_two_processes_have_the_losses_of_one(launcher, size, kinds, folder, tmp_path):
     here = Path(__file__).parent
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here), *filter(None, sys.path)])}

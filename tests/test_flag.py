@@ -1,0 +1,115 @@
+"What a user relies on with FlagEmbedding: its own trainer, in a folder that both libraries open, whole or not at all."
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import CrossEncoder
+from tiny import tiny_data, tiny_model
+from torch import nn
+
+from rag_finetune.core import DataError
+from rag_finetune.flag import FlagScorer, open_flag, train_flag
+from rag_finetune.models import FastEncoder, check_folder, open_encoder
+from rag_finetune.reranker import FastScorer, mixed_negatives, open_reranker, reranked_score
+from rag_finetune.retrieval import dense, rerank
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory): return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def data(): return tiny_data()
+
+
+@pytest.fixture(scope="module")
+def run(data, folder): return dense(data, FastEncoder(open_encoder(folder, "cpu")))
+
+
+@pytest.fixture(scope="module")
+def negatives(data, run): return mixed_negatives(data, run, 2, 2)
+
+
+SETTINGS = dict(group_size=5, epochs=6, lr=3e-3, tokens=(10, 10))
+
+
+@pytest.fixture(scope="module")
+def trained(folder, data, negatives, tmp_path_factory):
+    return train_flag(data, negatives, tmp_path_factory.mktemp("flag") / "model", folder, **SETTINGS)
+
+
+def test_what_its_trainer_makes_is_opened_by_both_libraries_with_equal_scores(trained, data, run, folder):
+    check_folder(trained)   # no pickle in it
+    pairs = [(q, d) for q in list(data.queries.values())[:8] for d in data.corpus.values()]
+    ours, flag = FastScorer(open_reranker(trained, "cpu")).predict(pairs), open_flag(trained, "cpu").predict(pairs)
+    np.testing.assert_allclose(flag, ours, atol=1e-5)
+    np.testing.assert_allclose(CrossEncoder(str(trained), device="cpu").predict(pairs, activation_fn=nn.Identity()), ours, atol=1e-5)
+    before, after = (reranked_score(FastScorer(open_reranker(f, "cpu")), data, run, 8) for f in (folder, trained))
+    assert after > before + .01
+    assert sorted(p.name for p in trained.parent.iterdir()) == ["model"]
+
+
+def test_its_scorer_goes_wherever_a_pair_scorer_goes(trained, data, run):
+    scorer = open_flag(trained, "cpu")
+    assert rerank(data, run, scorer, 3).keys() == data.queries.keys()
+    assert scorer.predict([]).shape == (0,) and scorer.predict([("where is my car", "the red car")]).shape == (1,)
+    assert isinstance(scorer, FlagScorer)
+
+
+def test_a_teacher_is_learnt_beside_the_labels(folder, data, negatives, trained, tmp_path):
+    teacher = {q: {d: 3. * (data.qrels[q].get(d, 0) > 0) for d in data.corpus} for q in data.queries}
+    taught = train_flag(data, negatives, tmp_path / "taught", folder, teacher, **{**SETTINGS, "epochs": 1})
+    pairs = [("where is my car", d) for d in data.corpus.values()]
+    assert (open_flag(taught, "cpu").predict(pairs) != open_flag(trained, "cpu").predict(pairs)).any()
+
+
+def test_bad_input_is_refused_before_anything_starts(folder, data, negatives, tmp_path, caplog):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match="out"): train_flag(data, negatives, tmp_path / "used", folder)
+    few = dict(list(negatives.items())[:5])
+    with pytest.raises(DataError, match="5 queries .* do not fill a step of 16"): train_flag(data, few, tmp_path / "few", folder)
+    with pytest.raises(DataError, match="no such folder"): train_flag(data, negatives, tmp_path / "none", tmp_path / "nothing")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["used"]
+
+
+def test_queries_that_fill_no_batch_are_told(folder, data, negatives, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "rag_finetune.flag"):
+        train_flag(data, dict(list(negatives.items())[:20]), tmp_path / "model", folder, **{**SETTINGS, "epochs": 1})
+    assert "4 of 20 queries" in caplog.text
+
+
+def test_a_trainer_that_fails_says_why_and_leaves_nothing(folder, data, negatives, tmp_path):
+    with pytest.raises(DataError, match="FlagEmbedding's trainer ended with 1: .*group_size|FlagEmbedding's trainer ended with"):
+        train_flag(data, negatives, tmp_path / "model", folder, **{**SETTINGS, "lr": -1.})
+    assert not list(tmp_path.iterdir())
+
+
+CHILD = """
+import sys; sys.path.insert(0, {tests!r})
+from test_flag import *
+data = tiny_data()
+run = dense(data, FastEncoder(open_encoder({folder!r}, "cpu")))
+train_flag(data, mixed_negatives(data, run, 2, 2), {out!r}, {folder!r}, **{{**SETTINGS, "epochs": 2000}})
+"""
+
+
+def test_killed_in_its_training_there_is_no_model_and_the_next_start_makes_one(folder, data, negatives, tmp_path):
+    out, here = tmp_path / "model", str(Path(__file__).parent)
+    code = CHILD.format(tests=here, folder=str(folder), out=str(out))
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        if list(tmp_path.glob(".model-*/rows.jsonl")): break
+        time.sleep(.1)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    train_flag(data, negatives, out, folder, **{**SETTINGS, "epochs": 1})
+    assert open_reranker(out, "cpu")
