@@ -4,28 +4,21 @@
 
 # %% auto #0
 __all__ = ['MONTHS', 'DAYS', 'DATE', 'NUMBER', 'NAME', 'KINDS', 'FILLERS', 'ASKING', 'WAYS', 'nearly_right', 'contradicting',
-           'squared_errors', 'QuestionAnswerEvaluator', 'near_misses', 'paraphrases', 'Paraphrases', 'paraphrase_call',
-           'paraphrased_by_llm']
+           'squared_errors', 'near_misses', 'paraphrases', 'Paraphrases', 'paraphrase_call', 'paraphrased_by_llm']
 
 # %% ../nbs/16_pairs.ipynb #4d3b1aa4
 import random, re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, Field
 from scipy.special import expit
-from sentence_transformers.base.evaluation import BaseEvaluator
 
 from .core import DataError, Dataset, PairScorer, Run, text_key
 from .data import near_texts
-from .embedding import answering
-from .metrics import evaluate
-from .negatives import Pair, fill, mine, without
-from .reranker import FastScorer
-from .retrieval import rerank
+from .negatives import Pair, _answering, fill, mine, without
 from .synthetic import Call, Ledger, Send, ask
 
 # %% ../nbs/16_pairs.ipynb #4f3c5896
@@ -33,12 +26,12 @@ def nearly_right(
     dataset:Dataset  # questions and their answers
 ) -> set[Pair]:  # (query id, document id)
     "Answers that are not judged right, but share nine tenths of their words with one that is."
-    near, ids = near_texts(dataset.corpus.values()), dict[str, list[str]]()
-    for d, text in dataset.corpus.items(): ids.setdefault(text_key(text), []).append(d)
-    right = answering(dataset)
-    return {(q, d) for q, docs in right.items() for own in docs for key in near.get(text_key(dataset.corpus[own]), ())
-            for d in ids[key] if d not in docs}
+    near, ids = near_texts(dataset.corpus.values()), defaultdict[str, list[str]](list)
+    for d, text in dataset.corpus.items(): ids[text_key(text)].append(d)
+    right = {q: {text_key(dataset.corpus[d]) for d in docs} for q, docs in _answering(dataset).items()}
+    return {(q, d) for q, keys in right.items() for key in keys for other in near.get(key, ()) if other not in keys for d in ids[other]}
 
+# %% ../nbs/16_pairs.ipynb #f6ab4e05
 def contradicting(
     dataset:Dataset,   # questions and their answers
     per_query:int=1,   # wrong answers for each question
@@ -65,26 +58,6 @@ def squared_errors(
     found:dict[str, list[float]] = {}
     for (q, _, label), p in zip(rows, said, strict=True): found.setdefault(q, []).append((p - label) ** 2)
     return {q: float(np.mean(errors)) for q, errors in found.items()}
-
-# %% ../nbs/16_pairs.ipynb #d5e94f0e
-class QuestionAnswerEvaluator(BaseEvaluator):
-    "Mean squared error of pairs beside ranking metrics, for sentence-transformers' trainer or by itself."
-    def __init__(
-        self,
-        dataset:Dataset,                     # dev: questions and their answers
-        wrong:Mapping[str, Sequence[str]],   # from `contradicting`
-        run:Run,                             # the first stage's, which is reranked
-        k:int=20                             # documents of each question that are reranked
-    ):
-        super().__init__()
-        self.dataset, self.wrong, self.run, self.k = dataset, wrong, run, k
-        self.greater_is_better, self.primary_metric = True, "nDCG@10"
-
-    def __call__(self, model:Any, output_path:str|None=None, epoch:int=-1, steps:int=-1) -> dict[str, float]:
-        scorer = FastScorer(model)
-        errors = squared_errors(scorer, self.dataset, self.wrong)
-        found = evaluate(self.dataset.qrels, rerank(self.dataset, self.run, scorer, self.k), ("accuracy@1", "MRR@10", "nDCG@10"))
-        return {"mean squared error": float(np.mean([*errors.values()])), **{m: float(np.mean([*v.values()])) for m, v in found.items()}}
 
 # %% ../nbs/16_pairs.ipynb #8a55d80b
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")
@@ -120,6 +93,7 @@ def _other(kind:str, found:str, pool:Sequence[str], rng:random.Random) -> str|No
 
 def _whole(found:str) -> re.Pattern[str]: return re.compile(rf"(?<!\w){re.escape(found)}(?!\w)", re.IGNORECASE)
 
+# %% ../nbs/16_pairs.ipynb #79e9eb4f
 def near_misses(
     dataset:Dataset,   # labelled queries
     per_query:int=1,   # edited documents for each query, at most
@@ -145,8 +119,8 @@ def near_misses(
     return replace(dataset, corpus=corpus, document_meta=about), dict(wrong)
 
 # %% ../nbs/16_pairs.ipynb #94209e59
-FILLERS = re.compile(r"\b(?:please|can you|could you|tell me|i (?:want|would like) to know|do you know|hi|hello|thanks|thank you)\b[,:]?\s*",
-                     re.I)
+FILLERS = re.compile(r"\b(?:please|can you|could you|tell me|i (?:want|would like) to know|do you know|hi|hello|thanks|thank you)\b"
+                     r"[,:]?\s*", re.I)
 ASKING = re.compile(r"^(?:what|which|who|where|when|why|how)(?:'s| is| are| was| were| do| does| did| can| much| many| long)?\b"
                     r"\s*(?:the|a|an)?\s*", re.I)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'ACTIVATIONS', 'Scored', 'RERANKER_LOSSES', 'SHARP', 'has_head', 'open_reranker', 'FastScorer', 'int8_scorer',
-           'list_rows', 'mixed_negatives', 'teach', 'reranker_rows_and_loss', 'reranked_score', 'fine_tune_reranker']
+           'list_rows', 'mixed_negatives', 'teach', 'reranker_rows_and_loss', 'reranked_score', 'fine_tune_reranker',
+           'QuestionAnswerEvaluator']
 
 # %% ../nbs/11_reranker.ipynb #acda44c3
 import copy, logging
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from sentence_transformers import CrossEncoder
+from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.cross_encoder.losses import (
     ADRMSELoss, BinaryCrossEntropyLoss, CachedMultipleNegativesRankingLoss, LambdaLoss, ListMLELoss, ListNetLoss, MarginMSELoss, MSELoss,
     MultipleNegativesRankingLoss, PListMLELoss, RankNetLoss,
@@ -27,12 +29,13 @@ from torch import nn
 from .core import DataError, Dataset, PairScorer, Run, ranking
 from .embedding import Curve, Rows, answering, check_negatives, fit, pair_rows
 from .losses import judged_rows
-from .metrics import ndcg
+from .metrics import evaluate, ndcg
 from rag_finetune.models import (
     CHUNK, COLUMNS, CPU_BUDGET, GPU_BUDGET, INT8_BUDGET, _compiled, _entries, _evaluating, _is_plain, _json, _padded, _rounded, _unpadded,
     best_device, best_dtype, model_folder, token_batches,
 )
 from .negatives import fill, mine
+from .pairs import squared_errors
 from .retrieval import rerank
 
 log = logging.getLogger(__name__)
@@ -298,3 +301,23 @@ def fine_tune_reranker(
         score=lambda: reranked_score(FastScorer(model), dev, cast(Run, run), k), dev=f"{dev.fingerprint} {k}")
     return fit(model, rows, made, epochs=epochs, stop_after=stop_after, lr=lr, batch_size=batch_size, tokens=tokens, seed=seed,
                checkpoints=checkpoints, every=every, **judges)
+
+# %% ../nbs/11_reranker.ipynb #d5e94f0e
+class QuestionAnswerEvaluator(BaseEvaluator):
+    "Mean squared error of pairs beside ranking metrics, for sentence-transformers' trainer or by itself."
+    def __init__(
+        self,
+        dataset:Dataset,                     # dev: questions and their answers
+        wrong:Mapping[str, Sequence[str]],   # from `contradicting`
+        run:Run,                             # the first stage's, which is reranked
+        k:int=20                             # documents of each question that are reranked
+    ):
+        super().__init__()
+        self.dataset, self.wrong, self.run, self.k = dataset, wrong, run, k
+        self.greater_is_better, self.primary_metric = True, "nDCG@10"
+
+    def __call__(self, model:Any, output_path:str|None=None, epoch:int=-1, steps:int=-1) -> dict[str, float]:
+        scorer = FastScorer(model)
+        errors = squared_errors(scorer, self.dataset, self.wrong)
+        found = evaluate(self.dataset.qrels, rerank(self.dataset, self.run, scorer, self.k), ("accuracy@1", "MRR@10", "nDCG@10"))
+        return {"mean squared error": float(np.mean([*errors.values()])), **{m: float(np.mean([*v.values()])) for m, v in found.items()}}

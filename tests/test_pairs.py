@@ -6,16 +6,10 @@ import pytest
 from fake_llm import FakeLLM
 from hypothesis import given
 from hypothesis import strategies as st
-from sentence_transformers import CrossEncoderTrainer, CrossEncoderTrainingArguments
-from tiny import tiny_data, tiny_model
-from transformers import PrinterCallback
 
 from rag_finetune.core import DataError, Dataset, text_key
 from rag_finetune.data import load
-from rag_finetune.pairs import (
-    QuestionAnswerEvaluator, contradicting, near_misses, nearly_right, paraphrased_by_llm, paraphrases, squared_errors,
-)
-from rag_finetune.reranker import open_reranker
+from rag_finetune.pairs import contradicting, near_misses, nearly_right, paraphrased_by_llm, paraphrases, squared_errors
 from rag_finetune.retrieval import bm25
 from rag_finetune.synthetic import Ledger, sender
 
@@ -67,28 +61,6 @@ def test_squared_errors_are_those_of_probabilities():
     found = squared_errors(Oracle(said), data, {"q1": ["c"], "q3": ["d"]})
     p = 1 / (1 + np.exp(-4))
     assert found == pytest.approx({"q1": (.25 + p ** 2) / 2, "q3": (1 - p) ** 2}) and squared_errors(Oracle(said), data, {}) == {}
-
-
-def test_the_librarys_trainer_takes_the_evaluator_and_it_sees_the_training(tmp_path):
-    import datasets
-    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
-
-    from rag_finetune.losses import judged_rows
-    data, model = tiny_data(), open_reranker(tiny_model(tmp_path / "tiny"), "cpu")
-    wrong = contradicting(data, 2)
-    judge = QuestionAnswerEvaluator(data, wrong, {q: dict.fromkeys(data.corpus, 0.) for q in data.queries}, 8)
-    before = judge(model)
-    rows = judged_rows(data, wrong)
-    args = CrossEncoderTrainingArguments(str(tmp_path / "out"), num_train_epochs=6, learning_rate=3e-3, per_device_train_batch_size=16,
-                                         eval_strategy="epoch", save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True)
-    trainer = CrossEncoderTrainer(model, args, datasets.Dataset.from_dict({**rows.columns, "label": rows.labels}),
-                                  loss=BinaryCrossEntropyLoss(model), evaluator=judge)
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    after = judge(model.eval())
-    assert after["mean squared error"] < before["mean squared error"] - .01 and after["nDCG@10"] > before["nDCG@10"]
-    seen = [line for line in trainer.state.log_history if "eval_nDCG@10" in line]
-    assert len(seen) == 6 and seen[-1]["eval_mean squared error"] == pytest.approx(after["mean squared error"], abs=1e-6)
 
 
 # near misses

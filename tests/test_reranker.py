@@ -16,10 +16,12 @@ from transformers import AutoConfig, BertForSequenceClassification, PrinterCallb
 from rag_finetune.core import DataError, Dataset, ranking
 from rag_finetune.embedding import batches, fit
 from rag_finetune.lora import add_adapter, head, load_adapter, merge, save_adapter
+from rag_finetune.losses import judged_rows
 from rag_finetune.models import FastEncoder, fingerprint, open_encoder
+from rag_finetune.pairs import contradicting
 from rag_finetune.reranker import (
-    RERANKER_LOSSES, SHARP, FastScorer, fine_tune_reranker, has_head, int8_scorer, list_rows, mixed_negatives, open_reranker,
-    reranked_score, reranker_rows_and_loss, teach,
+    RERANKER_LOSSES, SHARP, FastScorer, QuestionAnswerEvaluator, fine_tune_reranker, has_head, int8_scorer, list_rows, mixed_negatives,
+    open_reranker, reranked_score, reranker_rows_and_loss, teach,
 )
 from rag_finetune.retrieval import dense, rerank
 
@@ -245,6 +247,24 @@ def test_mistakes_are_told_before_any_training(folder, data, run, negatives):
     with pytest.raises(DataError, match="have their documents already"): fine_tune_reranker(model, teach(data, run), negatives=negatives)
     with pytest.raises(DataError, match="all pairs are right ones"): fine_tune_reranker(model, data, loss="BinaryCrossEntropyLoss")
     with pytest.raises(DataError, match="not in the corpus"): fine_tune_reranker(model, data, negatives={"q0": ["ship"]})
+
+
+def test_the_librarys_trainer_takes_the_evaluator_and_it_sees_the_training(tmp_path):
+    data, model = tiny_data(), open_reranker(tiny_model(tmp_path / "tiny"), "cpu")
+    wrong = contradicting(data, 2)
+    judge = QuestionAnswerEvaluator(data, wrong, {q: dict.fromkeys(data.corpus, 0.) for q in data.queries}, 8)
+    before = judge(model)
+    rows = judged_rows(data, wrong)
+    args = CrossEncoderTrainingArguments(str(tmp_path / "out"), num_train_epochs=6, learning_rate=3e-3, per_device_train_batch_size=16,
+                                         eval_strategy="epoch", save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True)
+    trainer = CrossEncoderTrainer(model, args, datasets.Dataset.from_dict({**rows.columns, "label": rows.labels}),
+                                  loss=BinaryCrossEntropyLoss(model), evaluator=judge)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    after = judge(model.eval())
+    assert after["mean squared error"] < before["mean squared error"] - .01 and after["nDCG@10"] > before["nDCG@10"]
+    seen = [line for line in trainer.state.log_history if "eval_nDCG@10" in line]
+    assert len(seen) == 6 and seen[-1]["eval_mean squared error"] == pytest.approx(after["mean squared error"], abs=1e-6)
 
 
 # adapters
