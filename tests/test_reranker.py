@@ -9,7 +9,8 @@ import torch
 from FlagEmbedding import FlagReranker
 from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
-from tiny import tiny_data, tiny_model
+from sentence_transformers.util import mean_maxsim_pairwise
+from tiny import of_kind, tiny_data, tiny_model
 from torch import nn
 from transformers import AutoConfig, BertForSequenceClassification, PrinterCallback
 
@@ -20,8 +21,8 @@ from rag_finetune.losses import judged_rows
 from rag_finetune.models import FastEncoder, fingerprint, open_encoder
 from rag_finetune.pairs import contradicting
 from rag_finetune.reranker import (
-    RERANKER_LOSSES, SHARP, FastScorer, QuestionAnswerEvaluator, fine_tune_reranker, has_head, int8_scorer, list_rows, mixed_negatives,
-    open_reranker, reranked_score, reranker_rows_and_loss, teach,
+    RERANKER_LOSSES, SHARP, FastScorer, LateInteraction, QuestionAnswerEvaluator, fine_tune_reranker, has_head, int8_scorer, list_rows,
+    mixed_negatives, open_reranker, reranked_score, reranker_rows_and_loss, teach,
 )
 from rag_finetune.retrieval import dense, rerank
 
@@ -130,6 +131,30 @@ def test_int8_scores_rank_as_float32_ones_nearly_do(tuned, pairs):
     one, other = FastScorer(model).predict(pairs), int8_scorer(model, pairs).predict(pairs)
     assert np.corrcoef(one, other)[0, 1] > .9 and (one != other).any() and fingerprint(model) == before
     with pytest.raises(DataError, match="no pairs"): int8_scorer(model, [])
+
+
+# without training
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "xlm-r", "mpnet", "modernbert", "qwen3", "mistral"])
+def test_tokens_are_compared_as_the_library_compares_them(kind, folder, tmp_path):
+    model = open_encoder(folder if kind == "bert" else of_kind(kind, folder, tmp_path), "cpu")
+    pairs = [("where is the red car", d) for d in ("find me the red car", "the house", "a dog a dog")] + [("my cup", "the cup is black")]
+    def vectors(text):   # by the library: all tokens, then without the special ones
+        with torch.inference_mode(): found = model.encode([text], output_value="token_embeddings", convert_to_numpy=False)[0]
+        ids = model.tokenizer(text)["input_ids"]
+        keep = [i for i, x in enumerate(ids) if x not in model.tokenizer.all_special_ids]
+        return torch.nn.functional.normalize(found[keep].float(), dim=1)
+    theirs = torch.cat([mean_maxsim_pairwise([vectors(q)], [vectors(d)]) for q, d in pairs]).cpu()
+    np.testing.assert_allclose(LateInteraction(model).predict(pairs), theirs, atol=2e-3)   # ours are kept in 16 bits
+
+
+def test_late_interaction_needs_no_order_keeps_to_its_memory_and_leaves_the_model_alone(folder, data):
+    model, pairs = open_encoder(folder, "cpu").train(), [(q, d) for q in list(data.queries.values())[:9] for d in data.corpus.values()]
+    whole = LateInteraction(model).predict(pairs)
+    forgetful = LateInteraction(model, kept=0)
+    assert (forgetful.predict(pairs[::-1])[::-1] == whole).all() and model.training
+    forgetful.predict([("where", "the car")])
+    assert list(forgetful.documents) == ["the car"] and LateInteraction(model).predict([]).shape == (0,)
 
 
 # rows

@@ -40,7 +40,8 @@ def test_on_the_front_nobody_is_beaten_and_everybody_else_is(points):
 def test_it_pays_until_no_deeper_one_is_shown_to_be_better():
     rng = np.random.default_rng(0)
     base = rng.uniform(.2, .6, 200)
-    values = {k: {f"q{i}": float(v) for i, v in enumerate(base + gain + rng.normal(0, .02, 200))} for k, gain in ((5, 0), (10, .1), (20, .1), (50, .1))}
+    gains = {5: 0, 10: .1, 20: .1, 50: .1}
+    values = {k: {f"q{i}": float(v) for i, v in enumerate(base + gain + rng.normal(0, .02, 200))} for k, gain in gains.items()}
     depth, found = pays_until(values, "nDCG@10")
     assert depth == 10 and [c.a for c in found] == ["20", "50"] and {c.metric for c in found} == {"nDCG@10"}
     assert pays_until({5: values[5]}) == (5, [])
