@@ -1,4 +1,5 @@
 "The notebooks run, are clean, carry the outputs of their present code, and the package and README.md are what they make."
+import json
 import shutil
 
 import nbformat
@@ -96,3 +97,8 @@ def test_readme_shows_title_and_links_that_work_on_any_host():
     assert shown.startswith("https://") and raw.startswith("https://")
     links = f"![plot]({raw}assets/plot.svg)\n\n[core]({shown}nbs/00_core.ipynb) [no]({shown}LICENSE)\n"
     assert as_readme(front + body).endswith(f"# name\n\n> what for\n\n{links}")
+
+@pytest.mark.parametrize("name", ["transactions", "handbook", "banking77", "scifact", "medquad"])
+def test_the_front_page_says_what_was_saved(name):
+    said = json.loads((ROOT / "assets" / f"{name}.json").read_text(encoding="utf-8"))["verdict"]["sentence"]
+    assert " ".join(said.split()) in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
