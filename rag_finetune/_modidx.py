@@ -410,6 +410,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'rag_finetune.models._is_plain': ('models.html#_is_plain', 'rag_finetune/models.py'),
                                      'rag_finetune.models._json': ('models.html#_json', 'rag_finetune/models.py'),
                                      'rag_finetune.models._module_types': ('models.html#_module_types', 'rag_finetune/models.py'),
+                                     'rag_finetune.models._most': ('models.html#_most', 'rag_finetune/models.py'),
                                      'rag_finetune.models._opened': ('models.html#_opened', 'rag_finetune/models.py'),
                                      'rag_finetune.models._padded': ('models.html#_padded', 'rag_finetune/models.py'),
                                      'rag_finetune.models._ranges': ('models.html#_ranges', 'rag_finetune/models.py'),

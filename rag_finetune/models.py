@@ -390,6 +390,11 @@ class FastEncoder:
 # %% ../nbs/05_models.ipynb #fd09de2b
 SMOOTH = .7   # share of a channel's size that moves into the weights; .5, .85 and none were further from float32, bench/NEGATIVE.md
 
+def _most() -> int:
+    "The greatest weight, as an integer. x86 without VNNI adds two products in sixteen bits and cuts off the rest; 2 * 255 * 64 fits in."
+    has = torch.cpu.get_capabilities()
+    return 64 if has.get("architecture") == "x86_64" and not (has.get("avx512_vnni") or has.get("avx_vnni")) else 127
+
 class _Rounded(nn.Module):
     "A linear layer whose inputs and weights are rounded to 256 steps, in the form that OpenVINO makes integers of."
     weight:torch.Tensor; inverse:torch.Tensor; steps:torch.Tensor; zeros:torch.Tensor
@@ -399,7 +404,7 @@ class _Rounded(nn.Module):
         self.bias, self.step, self.zero = linear.bias, (high - low) / 255, round(-255 * low / (high - low))
         self.register_buffer("weight", weight)
         self.register_buffer("inverse", 1 / scale)   # (inputs,)
-        self.register_buffer("steps", (weight.abs().amax(dim=1) / 127).clamp(min=1e-8))   # (outputs,)
+        self.register_buffer("steps", (weight.abs().amax(dim=1) / _most()).clamp(min=1e-8))   # (outputs,)
         self.register_buffer("zeros", torch.zeros(len(weight), dtype=torch.int32))
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:

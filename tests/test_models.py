@@ -235,6 +235,13 @@ def test_int8_leaves_a_layer_alone_that_the_sample_tells_nothing_of(texts, tmp_p
     assert (got * expected).sum(1).min() > .99
 
 
+@pytest.mark.parametrize("has, most", [({"avx2": True}, 64), ({"avx512_vnni": True}, 127), ({"avx_vnni": True}, 127)])
+def test_int8_weights_are_so_small_that_no_sum_is_cut_off(has, most, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", **has})
+    layers = [m for m in models._rounded(make_encoder(tmp_path), texts[:30]).modules() if isinstance(m, models._Rounded)]
+    assert layers and {round((m.weight / m.steps[:, None]).abs().max().item()) for m in layers} == {most}
+
+
 def test_int8_takes_a_model_in_bfloat16(texts, tmp_path):
     encoder = make_encoder(tmp_path).to(torch.bfloat16)
     got, expected = int8_encoder(encoder, texts[:30]).encode_query(texts), encode_queries(encoder.float(), texts, dtype=torch.float32)
