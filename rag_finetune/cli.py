@@ -77,6 +77,11 @@ def _ladder(results:dict[str, Any]) -> str:
     marks = {results["verdict"]["best_cheap"]: "best cheap (by dev)", results["verdict"]["chosen"]: "chosen (by dev)"}
     return format_table(rows, marks)
 
+def _cost(tiers:dict[str, Any]) -> str:
+    "What the second tier of results.json takes."
+    t = tiers["milliseconds"]["reranking"]
+    return f"{tiers['documents']} documents are reranked in {t['median']:.0f} ms a query ({t['low']:.0f} to {t['high']:.0f}) on this machine"
+
 @app.command()
 def run(
     data: Annotated[str, typer.Option(
@@ -92,6 +97,8 @@ def run(
     seed: Annotated[int, typer.Option(
         min=0, max=2**32 - 1, help="For every random choice; the same seed gives the same figures on one machine.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at anything that the checks find, before the training.")] = False,
+    reranker: Annotated[str, typer.Option(
+        help="A second tier, fine-tuned too: 'default' (MiniLM with a fresh head), a folder, a hub name, or 'none'.")] = "none",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped: its command, its --out, and this.")] = False,
 ) -> None:
     """Fine-tune an embedding model on DATA and say whether it beat the cheap alternatives.
@@ -107,10 +114,11 @@ def run(
 
         from rag_finetune.pipeline import run as run_pipeline  # here, so that --help does not wait for torch
         transformers_logging.disable_progress_bar()            # one bar, the training's, is enough
-        results = run_pipeline(data, out, model, train_limit, epochs, worth, seed, strict, resume)
+        results = run_pipeline(data, out, model, train_limit, epochs, worth, seed, strict, reranker, resume)
     typer.echo(f"\n{_ladder(results)}\n")
     for name, reason in results["skipped"].items(): typer.echo(f"left out: {name}: {reason}")
     typer.echo(f"\nVerdict: {results['verdict']['sentence']}\n   Base: {results['verdict']['against_base']}")
+    if tiers := results["second_tier"]: typer.echo(f"Second tier: {tiers['sentence']}; {_cost(tiers)}")
     if other := results["forgetting"]: typer.echo(f"On {other['set']}, which it was not trained for: {other['sentence']}")
     typer.echo()
     typer.echo(f"Report: {out / 'report.html'}\nModel:  {out / 'model'}\nAll figures: {out / 'results.json'}")

@@ -434,7 +434,7 @@ class _Training:
     def step(self, features:list[Any], labels:Any, done:int, asked:bool) -> tuple[float, bool]:
         "One step; the loss, and whether any process was asked to stop."
         self.model.eval()   # dropout off; gradients do not need training mode
-        with by_length(self.model, _at_once(self.model)), shared(self.model, self.group, self.dtype):
+        with by_length(self.model, _at_once(cast(Any, self.model))), shared(self.model, self.group, self.dtype):
             value = self.loss(features, labels)
             if isinstance(value, dict): value = torch.stack(list(value.values())).sum()
             if not math.isfinite(number := value.item()):
@@ -480,9 +480,9 @@ def _inputs(
     texts = {name: [column[i] for i in batch] for name, column in rows.columns.items()}
     told = None if rows.labels is None else [rows.labels[i] for i in batch]
     several = told is not None and isinstance(told[0], Sequence)   # a list for each row
-    labels = [torch.tensor(row) for row in told] if several else None if told is None else torch.tensor(told, device=model.device)
+    labels = None if told is None else [torch.tensor(row) for row in told] if several else torch.tensor(told, device=model.device)
     if isinstance(model, CrossEncoder): return list(texts.values()), labels
-    prompts = _prompts(model)
+    prompts = _prompts(cast(Any, model))
     return [_moved(model.preprocess(column, prompt=prompts.get(name)), model.device) for name, column in texts.items()], labels
 
 # %% ../nbs/10_embedding.ipynb #382c11ec
@@ -613,9 +613,10 @@ def fit(
 
     progress = training.resume(found) if found else _Progress([Point(0, None, judged(score and (first or score)))])
     saved = partial(training.save, Path(checkpoints), progress, about) if checkpoints else None
-    texts = [] if isinstance(model, CrossEncoder) else [(column, _prompts(model).get(name)) for name, column in rows.columns.items()]
+    prompts = {} if isinstance(model, CrossEncoder) else _prompts(cast(Any, model))
+    texts = [] if isinstance(model, CrossEncoder) else [(column, prompts.get(name)) for name, column in rows.columns.items()]
     with (stoppable() if checkpoints else nullcontext(lambda: False) as asked, reading(model, min(tokens, whole)),
-          recalled(model, texts) if texts and not progress.finished else nullcontext(0)):
+          recalled(cast(Any, model), texts) if texts and not progress.finished else nullcontext(0)):
         last = min(epochs, stop_after or epochs)
         _epochs(training, progress, rows, plan, judged, last, patience, asked, saved, every, found and found.path)
     if progress.weights: training.load(progress.weights)

@@ -339,7 +339,7 @@ def _fitting(
     targets = sorted({key.rpartition(".lora_")[0] for key in found if ".lora_" in key})
     missing = [t for t in targets if t not in there] if targets else ["nothing"]
     if missing: raise DataError(f"{odd}: no matrix {missing[0] or min(found)!r} in the model")
-    wanted = {key: shape for t in targets for key, shape in _shapes(t, there[t], settings["r"]).items()}
+    wanted:dict[str, tuple[int, ...]] = {key: shape for t in targets for key, shape in _shapes(t, there[t], settings["r"]).items()}
     wanted |= {key: tuple(p.shape) for key, p in head(model).items()}
     for key in sorted(wanted.keys() | found.keys()):
         shape = tuple(found[key].shape) if key in found else None

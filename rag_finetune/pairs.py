@@ -110,7 +110,7 @@ def near_misses(
                  if _whole(x).search(query)]
         for d, kind, found in rng.sample(edits, min(per_query, len(edits))):
             other = _other(kind, found, pools[kind], rng)
-            text = other and _whole(found).sub(lambda m, other=other: other, dataset.corpus[d])
+            text = other and _whole(found).sub(other.replace("\\", r"\\"), dataset.corpus[d])
             if not text or text_key(text) in known: continue
             name = f"{d}~{q}~{len(wrong[q])}"
             corpus[name], about[name] = text, {"edited": kind, "of": d}

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['log', 'STRENGTHS', 'ADAPTERS', 'SAYS', 'BLENDS', 'CHEAP_BLENDS', 'TUNED_BLENDS', 'CLASSIFIERS', 'FEW', 'MANY',
-           'SHARES', 'METRICS', 'DECIDES', 'UNFINISHED', 'BEGUN', 'Prepared', 'prepare', 'warned', 'refuse', 'unused',
-           'token_counts', 'too_long', 'uses_file', 'record_use', 'Remembering', 'Rung', 'blend', 'why_no_classifier',
-           'cheap_rungs', 'tuned_rungs', 'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'along',
-           'train_best', 'slices', 'comparisons', 'changed_queries', 'separation', 'query_map', 'not_taught',
+           'SHARES', 'NO_RERANKER', 'READ', 'COMPARED', 'WEIGHTS', 'HARD', 'EASY', 'RANKS', 'METRICS', 'DECIDES',
+           'UNFINISHED', 'BEGUN', 'Prepared', 'prepare', 'warned', 'refuse', 'unused', 'token_counts', 'too_long',
+           'uses_file', 'record_use', 'Remembering', 'Rung', 'blend', 'why_no_classifier', 'cheap_rungs', 'tuned_rungs',
+           'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'along', 'train_best', 'RememberedPairs', 'Tier',
+           'tier', 'given_tiers', 'tier_rungs', 'joined', 'foremost', 'Tiers', 'two_tiers', 'train_reranker',
+           'second_tier', 'times', 'slices', 'comparisons', 'changed_queries', 'separation', 'query_map', 'not_taught',
            'forgetting', 'model_card', 'Clock', 'environment', 'processor', 'new_folder', 'measured', 'save_model',
            'write_outcome', 'refit', 'on_test', 'run']
 
@@ -23,12 +25,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
 from transformers import PreTrainedTokenizerBase
 
-from .core import DataError, Dataset, Qrels, Run, Splits, ranking, text_key
+from .core import DataError, Dataset, PairScorer, Qrels, Run, Splits, ranking, text_key
 from rag_finetune.data import (
     BLANK, Finding, Negatives, _agreed, atomic, carve_dev, check, check_splits, cut_texts, deal, drop_twins, load, not_checked, of_format,
     read_any, refuse_used, sample, saturated, write_qrels, write_run,
@@ -36,11 +38,13 @@ from rag_finetune.data import (
 from .embedding import Curve, few_documents, fine_tune
 from .ladder import adapter, frozen_lr, neighbours, seen_share, tfidf_lr
 from .metrics import evaluate, ndcg, reciprocal_rank
-from .models import FastEncoder, best_dtype, encode_documents, encode_queries, fingerprint, open_encoder
+from .models import FastEncoder, best_dtype, encode_documents, encode_queries, fingerprint, model_folder, open_encoder
 from .negatives import fill, mine
 from .report import write_report
-from .retrieval import bm25, dense, fuse, fuse_weighted
+from .reranker import FastScorer, LateInteraction, fine_tune_reranker, has_head, mixed_negatives, open_reranker
+from .retrieval import bm25, dense, fuse, fuse_weighted, rerank
 from .synthetic import caveat
+from .tiers import latency, to_depth
 from .training import interpolated
 from .verdict import Comparison, compare, compare_all, decide, interval, sentence, table
 
@@ -377,6 +381,126 @@ def train_best(
     log.info("kept: %s, epoch %d, %g of the way from the base model", recipe.name, curve.best, share)
     return Trained(model, recipe, curve.best, {r.name: c for r, _, c in found}, share, way)
 
+# %% ../nbs/90_pipeline.ipynb #16927aea
+NO_RERANKER = "none"
+READ, COMPARED = (20, 10, 5), (50, 20, 10)   # documents of a query that a cross-encoder reads, and whose tokens are compared
+WEIGHTS = (1., .8, .6, .4, .2)               # of the reranker, against the first stage
+
+class RememberedPairs:
+    "A `PairScorer` that asks another one once for each pair."
+    def __init__(self, scorer:PairScorer):
+        self.scorer = scorer
+        self.known:dict[tuple[str, str], float] = {}
+    def predict(self, inputs:Sequence[tuple[str, str]]) -> np.ndarray:  # (n_pairs,)
+        new = list(dict.fromkeys((q, d) for q, d in inputs if (q, d) not in self.known))
+        if new: self.known.update(zip(new, np.asarray(self.scorer.predict(new), dtype=float).tolist(), strict=True))
+        return np.array([self.known[q, d] for q, d in inputs])
+
+class Tier(NamedTuple):
+    "A reranker, and what dev may choose of it."
+    scorer:RememberedPairs
+    settings:tuple[tuple[int, float], ...]   # (documents reranked, weight against the first stage)
+
+def tier(
+    scorer:PairScorer,
+    depths:Sequence[int]  # documents reranked, to choose from
+) -> Tier:
+    "A reranker with every depth and weight."
+    return Tier(RememberedPairs(scorer), tuple((k, w) for k in depths for w in WEIGHTS))
+
+def given_tiers(
+    base:Remembering,  # the model as it comes
+    reranker:str       # as `open_reranker` takes it
+) -> dict[str, Tier]:
+    "The rerankers that need no training."
+    found = {"late": tier(LateInteraction(base.model), COMPARED)}
+    if has_head(model_folder(reranker)): found["given-reranker"] = tier(FastScorer(open_reranker(reranker)), READ)
+    return found
+
+def tier_rungs(
+    target:Dataset,             # queries and texts
+    firsts:Mapping[str, Run],   # first stages over these queries
+    tiers:Mapping[str, Tier]    # what stands behind each of them
+) -> dict[str, Rung]:  # "first+tier" -> rung
+    "Every first stage with every reranker behind it."
+    def one(first:Run, tier:Tier) -> Rung:
+        return Rung(lambda s: to_depth(first, rerank(target, first, tier.scorer, s[0]), *s), tier.settings)
+    return {f"{name}+{behind}": one(first, t) for behind, t in tiers.items() for name, first in firsts.items()}
+
+def joined(
+    a:Choice, b:Choice  # of different systems
+) -> Choice:
+    "Two choices as one."
+    return Choice(a.settings | b.settings, a.scores | b.scores, a.runs | b.runs)
+
+def foremost(
+    *choices:Choice
+) -> str:
+    "The system with the highest score on dev."
+    scores = {s: x for c in choices for s, x in c.scores.items()}
+    return max(scores, key=scores.__getitem__)
+
+class Tiers(NamedTuple):
+    "The rerankers of a run."
+    given:dict[str, Tier]   # those that need no training
+    late:Tier               # the fine-tuned model's tokens
+    trained:Tier            # the fine-tuned reranker
+    def of(self, system:str) -> Tier:  # the one at the end of "first+tier"
+        first, _, name = system.rpartition("+")
+        return self.trained if name == "reranker" else self.late if first.startswith("tuned") else self.given[name]
+
+def two_tiers(
+    target:Dataset, runs:Mapping[str, Run],  # queries and texts; what every single system returns for them
+    tiers:Tiers,
+    cheap:str, tuned:str, single:str         # of one tier the best on dev without fine-tuning, with it, and of all
+) -> tuple[dict[str, Rung], dict[str, Rung]]:  # without fine-tuning, with it
+    "What stands behind what."
+    def of(*names): return {s: runs[s] for s in names}
+    return (tier_rungs(target, of("base", "bm25", cheap), tiers.given),
+            tier_rungs(target, of("tuned", tuned), {"late": tiers.late})
+            | tier_rungs(target, of("base", "bm25", "tuned", single), {"reranker": tiers.trained}))
+
+HARD, EASY, RANKS = 4, 4, 50   # negatives of a query that the first stage ranks high, others, and how far down the first are taken from
+
+def train_reranker(
+    name:str,                     # as `open_reranker` takes it
+    train:Dataset,                # labelled queries
+    tuned:Remembering,            # the first stage, whose mistakes are the hard negatives
+    dev:Dataset|None=None,        # chooses the epoch; None where `stop_after` says it
+    stop_after:int|None=None, seed:int=0,
+    checkpoints:Path|None=None    # a folder; what it holds is gone on with
+) -> tuple[CrossEncoder, Curve]:
+    "A reranker for what the fine-tuned model returns."
+    def first(data: Dataset) -> Run: return dense(data, tuned, tuned.key, k=RANKS)
+    negatives = mixed_negatives(train, first(train), HARD, EASY, RANKS, seed)
+    model = open_reranker(name, seed=seed)
+    return model, fine_tune_reranker(model, train, dev, first(dev) if dev else None, negatives, k=READ[1], epochs=2,
+                                     stop_after=stop_after, seed=seed, checkpoints=checkpoints)
+
+def second_tier(
+    qrels:Qrels, runs:Mapping[str, Run],     # of the test queries
+    single:str, double:str,                  # the best system of dev without a second tier, and the best with one
+    setting:tuple[int, float],               # of the latter
+    times:Mapping[str, Any],                 # milliseconds
+    worth:float, seed:int
+) -> dict[str, Any]:  # first, system, documents, weight, sentence, comparison, milliseconds
+    "Whether the second tier earned its latency."
+    c = compare(ndcg(qrels, runs[double], 10), ndcg(qrels, runs[single], 10), double, single, DECIDES, seed)
+    return {"first": single, "system": double, "documents": setting[0], "weight": setting[1], "milliseconds": times,
+            "sentence": sentence(c, decide(c, worth), worth), "comparison": c.as_dict()}
+
+def times(
+    dev:Dataset, encoder:Remembering,        # whose queries; who encodes them
+    run:Run, scorer:PairScorer, k:int,       # the first stage's, and who reads `k` documents of it
+    n:int=20                                 # queries, one at a time
+) -> dict[str, Any]:  # "encoding the query" and "reranking", each with median, low and high
+    "Milliseconds of a query on this machine, with nothing remembered but what an index holds."
+    found = {dev.queries[q]: [dev.corpus[d] for d in ranking(run[q], k)] for q in list(run)[:n]}
+    scorer.predict([(q, d) for q, docs in found.items() for d in docs])   # late interaction knows the documents from now on
+    told = {"encoding the query": latency(lambda q: encode_queries(encoder.model, [q]), list(found)),
+            "reranking": latency(lambda q: scorer.predict([(q, d) for d in found[q]]), list(found))}
+    return {what: t._asdict() for what, t in told.items()}
+
 # %% ../nbs/90_pipeline.ipynb #dba761dd
 METRICS = ("accuracy@1", "accuracy@3", "recall@10", "MRR@10", "nDCG@10")
 DECIDES = "nDCG@10"  # the metric of the verdict
@@ -581,7 +705,7 @@ def measured(
                         "chosen": chosen, "best_cheap": best_cheap}}
 
 # %% ../nbs/90_pipeline.ipynb #852fc28f
-def save_model(model:SentenceTransformer, folder:Path) -> None:
+def save_model(model:SentenceTransformer|CrossEncoder, folder:Path) -> None:
     "Save in one move: the folder is there as a whole or not at all."
     part = folder.with_name(f".{folder.name}.part")
     for stale in (part, folder): shutil.rmtree(stale, ignore_errors=True)  # of a run that was stopped after its training
@@ -634,11 +758,13 @@ def run(
     worth:float=.01,             # a difference in nDCG@10 smaller than this is not worth the cost
     seed:int=0,                  # for every random choice
     strict:bool=False,           # stop at anything that the checks find, before the training
+    reranker:str=NO_RERANKER,    # a second tier: "default" (the default model with a fresh head), a folder, a hub name; "none"
     resume:bool=False            # go on with the run that was stopped in `out`; everything else must be as it was
 ) -> dict[str, Any]:  # as in results.json
     "The whole job: choose on dev, refit, measure once on test, write everything into `out`."
     clock = Clock()
-    told = {"data": str(data), "model": str(model), "train_limit": train_limit, "epochs": epochs, "worth": worth, "seed": seed}
+    told = {"data": str(data), "model": str(model), "train_limit": train_limit, "epochs": epochs, "worth": worth, "seed": seed,
+            "reranker": str(reranker)}
     folder = new_folder(out, told if resume else None)
     try:
         with clock("prepare the data"):
@@ -657,6 +783,7 @@ def run(
         with clock("cheap rungs on dev"):
             cheap = choose(cheap_rungs(train, dev, base, no_classes is None, seed), CHEAP_BLENDS, dev.qrels, {})
         easy = saturated(cheap.scores["base"])
+        ready = {} if reranker == NO_RERANKER else given_tiers(base, reranker)
         if strict: refuse(easy, test.name)
     except BaseException:
         if not resume: folder.rmdir()  # nothing is in it yet
@@ -671,29 +798,59 @@ def run(
     with clock("tuned systems on dev"):
         rungs = tuned_rungs(train, dev, Remembering(_kept(base, trained)), no_classes is None, seed)
         tuned = choose(rungs, TUNED_BLENDS, dev.qrels, cheap.runs)
-    chosen, best_cheap = (max(c.scores, key=c.scores.__getitem__) for c in (tuned, cheap))
+    one, stages = joined(cheap, tuned), (foremost(cheap), foremost(tuned), foremost(cheap, tuned))
+    def tiers(of, second): return Tiers(ready, tier(LateInteraction(of.model), COMPARED), tier(FastScorer(second), READ))
+    if ready:
+        with clock("second tier, dev choosing"):
+            near = Remembering(_kept(base, trained))
+            second, read = train_reranker(reranker, train, near, dev, None, seed, folder / UNFINISHED / "reranker")
+            behind = two_tiers(dev, one.runs, tiers(near, second), *stages)
+            cheap, tuned = (joined(c, choose(rungs, {}, dev.qrels, {})) for c, rungs in zip((cheap, tuned), behind))
+    chosen, best_cheap = foremost(tuned), foremost(cheap)
 
     learnt = _both(train, dev) if carved else train
     if carved:
         with clock("refit on train and dev"): trained = refit(model, trained, learnt, base, seed, folder / UNFINISHED / "refit")
     final = Remembering(_kept(base, trained))
     save_model(final.model, folder / "model")
+    if ready:
+        if carved:
+            with clock("refit the reranker"):
+                second, _ = train_reranker(reranker, learnt, final, None, read.best, seed, folder / UNFINISHED / "reranker-refit")
+        save_model(second, folder / "reranker")
     uses = record_use(test, f"{model}, {folder}", uses_file())
     if (uses["count"] or 0) > 1: log.warning("this test split was used %d times, this run included; a second dev by now", uses["count"])
-    with clock("test, once"): runs = on_test(learnt, test, base, final, cheap.settings | tuned.settings, seed)
+    settings = cheap.settings | tuned.settings
+    with clock("test, once"):
+        runs = on_test(learnt, test, base, final, settings, seed)
+        if ready:
+            last = tiers(final, second)
+            without, needed = two_tiers(test, runs, last, *stages)
+            runs |= answer(without | needed, {}, settings)
     with clock("intervals and tests"): figures = measured(learnt, test, runs, chosen, best_cheap, worth, seed)
     with clock("what was forgotten"):
         other = not_taught(learnt)
         forgotten = forgetting(other, base, trained, worth, seed) if other else None
         if forgotten: forgotten |= {"judged": len(small.corpus), "refit": carved}   # what the curve of dev is about
 
+    doubled = None
+    if ready:
+        with clock("what the second tier costs"):
+            double = max((s for s in settings if s not in one.scores), key=(cheap.scores | tuned.scores).__getitem__)
+            first, scorer = double.rpartition("+")[0], last.of(double).scorer.scorer
+            cost = times(dev, base, one.runs[first], scorer, settings[double][0])
+            doubled = second_tier(test.qrels, runs, stages[2], double, settings[double], cost, worth, seed)
+    skipped = {} if no_classes is None else dict.fromkeys(CLASSIFIERS, no_classes)
+    if ready and "given-reranker" not in ready: skipped["untrained reranker"] = "its head is new, so what it says is noise"
+
     results = {
         "dataset": {"name": test.name, "fingerprint": {s: d.fingerprint for s, d in splits.items()}, "documents": len(test.corpus),
                     **{s: len(d.queries) for s, d in splits.items()}, "dev_carved": carved, "warnings": warnings},
         "checks": [asdict(f) for f in found], "test_uses": uses,
-        **figures, "forgetting": forgotten, "skipped": {} if no_classes is None else dict.fromkeys(CLASSIFIERS, no_classes),
-        "settings": {**cheap.settings, **tuned.settings, "recipe": trained.recipe.name, "epochs": trained.epochs, "lr": trained.recipe.lr,
-                     "share": trained.share, "seed": seed, "train_limit": train_limit, "worth": worth},
+        **figures, "forgetting": forgotten, "second_tier": doubled, "skipped": skipped,
+        "settings": {**settings, "recipe": trained.recipe.name, "epochs": trained.epochs, "lr": trained.recipe.lr,
+                     "share": trained.share, "reranker": str(reranker),
+                     "reranker epochs": read.best if ready else None, "seed": seed, "train_limit": train_limit, "worth": worth},
         "environment": environment(model, base.model), "resumed": resume, "seconds": dict(clock.seconds)}
     with clock("report"):
         details = {"curves": {r: [p._asdict() for p in c.points] for r, c in trained.curves.items()}, "recipe": trained.recipe.name,

@@ -32,6 +32,8 @@ def _figure(i:Mapping[str, float]) -> str: return f"{_number(i['mean'])} [{_numb
 
 def _p(x:float) -> str: return "p < .001" if x < .001 else f"p = {_number(x)}"
 
+def _ms(t:Mapping[str, float]) -> str: return f"{t['median']:.3g} ms [{t['low']:.3g}, {t['high']:.3g}]"
+
 def _told(value:Any) -> str:
     "A setting as people write it."
     if value is None or value == []: return "–"
@@ -45,7 +47,7 @@ TUNED, CHEAP, MUTED = "#2f7fd6", "#b8741a", "#858b95"
 
 def is_tuned(system:str) -> bool:
     "Whether a system needed fine-tuning; by its name."
-    return system.startswith("tuned")
+    return system.startswith("tuned") or system.endswith("+reranker")
 
 def _axes(width:float, height:float, x:str="", y:str="") -> tuple[Figure, Axes]:
     "Axes whose lines and letters are readable on light and dark."
@@ -207,7 +209,7 @@ def write_report(
     systems, verdict = results["systems"], results["verdict"]
     environment = Environment(loader=PackageLoader("rag_finetune", "."), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "p": _p, "told": _told}
+    environment.filters |= {"number": _number, "p": _p, "told": _told, "ms": _ms}
     page = environment.get_template("report.html.jinja").render(
         r=results, dev=details.get("dev") or {}, queries=details.get("queries") or {}, recipe=details.get("recipe"),
         kept=details.get("kept_epoch"), metrics=list(next(iter(systems.values()))), tuned=is_tuned,

@@ -14,11 +14,13 @@ from rag_finetune.metrics import evaluate, ndcg
 from rag_finetune import pipeline
 from rag_finetune.embedding import fine_tune
 from rag_finetune.models import fingerprint, open_encoder
+from rag_finetune.reranker import FastScorer, open_reranker
 from rag_finetune.pipeline import (
-    BLENDS, CHEAP_BLENDS, FEW, MANY, METRICS, TUNED_BLENDS, Remembering, Rung, answer, blend, changed_queries, choose, comparisons, judge,
-    new_folder, not_taught, prepare, query_map, run, separation, slices, why_no_classifier, _both,
+    BLENDS, CHEAP_BLENDS, FEW, MANY, METRICS, TUNED_BLENDS, RememberedPairs, Remembering, Rung, answer, blend, changed_queries, choose,
+    comparisons, judge, new_folder, not_taught, prepare, query_map, run, separation, slices, why_no_classifier, _both,
 )
-from rag_finetune.retrieval import dense
+from rag_finetune.retrieval import dense, rerank
+from rag_finetune.tiers import to_depth
 from rag_finetune.training import interpolated
 from rag_finetune.verdict import compare
 
@@ -299,3 +301,87 @@ def test_nothing_is_written_over(tmp_path):
     assert not (tmp_path / "empty").exists()
     assert new_folder(tmp_path / "new") == tmp_path / "new" and new_folder(tmp_path / "new").is_dir()
     assert Path(tmp_path / "notes.txt").read_text() == "mine"
+
+
+# ---- a second tier
+
+@pytest.fixture(scope="module")
+def doubled(made):
+    "The same job with a reranker."
+    folder, _, model, _ = made
+    return run(folder / "data", folder / "doubled", str(model), epochs=2, reranker=str(model))
+
+
+def test_a_reranker_stands_behind_every_kind_of_first_stage(made, doubled):
+    folder, _, _, plain = made
+    single, settings = set(plain["systems"]), doubled["settings"]
+    added = set(doubled["systems"]) - single
+    cheap, tuned = plain["verdict"]["best_cheap"], plain["verdict"]["chosen"]
+    best = max((cheap, tuned), key=json.loads((folder / "doubled" / "details.json").read_text())["dev"].__getitem__)
+    late, read = ("base", "bm25", cheap, "tuned", tuned), ("base", "bm25", "tuned", best)
+    assert added == {f"{s}+late" for s in late} | {f"{s}+reranker" for s in read}
+    assert {s: plain["systems"][s] for s in single} == {s: doubled["systems"][s] for s in single}   # of one tier nothing changed
+    assert "its head is new" in doubled["skipped"]["untrained reranker"] and plain["second_tier"] is None
+    assert all(settings[s][0] in (5, 10, 20, 50) and 0 < settings[s][1] <= 1 for s in added)
+
+
+def test_the_saved_reranker_made_the_runs(made, doubled):
+    folder, splits, _, _ = made
+    test, out = splits["test"], folder / "doubled"
+    scorer = FastScorer(open_reranker(out / "reranker", device="cpu"))
+    for name in ("base", "bm25", "tuned"):
+        first, (depth, weight) = read_run(out / "runs" / f"{name}.trec"), doubled["settings"][f"{name}+reranker"]
+        again = to_depth(first, rerank(test, first, scorer, depth), depth, weight)
+        saved = read_run(out / "runs" / f"{name}+reranker.trec")
+        same = sum(ranking(again[q]) == ranking(saved[q]) for q in saved)
+        assert same >= .95 * len(saved)                                   # a tie of the file's rounded scores may fall the other way
+
+
+def test_the_second_tier_says_what_it_brings_and_what_it_costs(made, doubled):
+    folder, splits, _, _ = made
+    told, dev = doubled["second_tier"], json.loads((folder / "doubled" / "details.json").read_text())["dev"]
+    behind = {s for s in dev if s.endswith(("+late", "+reranker"))}
+    assert dev[told["system"]] == max(dev[s] for s in behind) and dev[told["first"]] == max(dev[s] for s in set(dev) - behind)
+    values = [ndcg(splits["test"].qrels, read_run(folder / "doubled" / "runs" / f"{told[s]}.trec"), 10) for s in ("system", "first")]
+    assert told["comparison"]["difference"] == pytest.approx(compare(*values).difference, abs=1e-9)
+    assert [told["documents"], told["weight"]] == list(doubled["settings"][told["system"]])
+    assert all(0 < t["low"] <= t["median"] <= t["high"] for t in told["milliseconds"].values())
+    page = (folder / "doubled" / "report.html").read_text()
+    assert "Did the second tier earn its latency?" in page and told["sentence"][1:] in page
+    assert "Did the second tier" not in (folder / "out" / "report.html").read_text()
+
+
+def test_a_reranker_that_brings_its_head_is_a_rung_before_its_training(made, doubled, tmp_path):
+    folder, _, model, _ = made
+    results = run(folder / "data", tmp_path / "out", str(model), epochs=1, reranker=str(folder / "doubled" / "reranker"))
+    assert {"base+given-reranker", "bm25+given-reranker", "base+reranker"} <= set(results["systems"]) and results["skipped"] == {}
+
+
+def test_dev_is_given_back_to_the_reranker_too(made, tmp_path, monkeypatch):
+    model, seen, real = made[2], [], pipeline.train_reranker
+    write_beir(split(tiny_data(per_thing=14), {"train": .8, "test": .2}, 0), tmp_path / "data")
+    def watched(name, train, tuned, dev, stop_after, *args):
+        seen.append((set(train.queries), dev and set(dev.queries), stop_after))
+        return real(name, train, tuned, dev, stop_after, *args)
+    monkeypatch.setattr(pipeline, "train_reranker", watched)
+    results = run(tmp_path / "data", tmp_path / "out", str(model), epochs=1, reranker=str(model))
+    train, dev = (set(prepare(load(tmp_path / "data")).splits[s].queries) for s in ("train", "dev"))
+    assert seen == [(train, dev, None), (train | dev, None, results["settings"]["reranker epochs"])]
+
+
+def test_a_missing_reranker_is_told_before_anything_is_trained(made, tmp_path):
+    folder, _, model, _ = made
+    with pytest.raises(DataError, match="nowhere"): run(folder / "data", tmp_path / "out", str(model), reranker=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pair_is_scored_once():
+    asked = []
+    class Lengths:
+        def predict(self, inputs):
+            asked.extend(inputs)
+            return np.array([len(q) + len(d) for q, d in inputs], dtype=np.float32)
+    pairs = RememberedPairs(Lengths())
+    assert pairs.predict([("a", "b"), ("a", "bc"), ("a", "b")]).tolist() == [2., 3., 2.]
+    assert pairs.predict([("a", "bc"), ("ab", "bc")]).tolist() == [3., 4.] and asked == [("a", "b"), ("a", "bc"), ("ab", "bc")]
+    assert pairs.predict([]).tolist() == []
