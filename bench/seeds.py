@@ -2,6 +2,7 @@
 
     python bench/seeds.py [--sets transactions,banking77,...] [--seeds 0,1,2] [--work bench-seeds] [--save]
     python bench/seeds.py --set NAME=PATH[,TRAIN_LIMIT] [--model FOLDER] [--epochs N]      # a set of your own
+    python bench/seeds.py --reranker default --saved assets/second_tier.json --save        # with a second tier
 
 Each (set, seed) is one `rag_finetune.pipeline.run` in a process of its own. A finished run becomes one file under --work at once, and a
 second start skips what is there: a stop, whenever it comes, costs at most the epoch in progress. The files carry a digest of our code
@@ -10,7 +11,8 @@ and of the settings in their names, so runs of other code are never mixed in.
 All seeds answer the same test queries, and each query's value is averaged over them. An interval has two parts, added as squares: the
 queries (bootstrap, as everywhere) and the seeds (Student's t on the means of the seeds, 4.3 times their standard error for three). A
 paired test compares the averages, so its p value is about these seeds; "better" is claimed only where the interval agrees. What dev
-chose may differ between the seeds: "chosen by dev" and "best cheap by dev" are the procedure, each seed's own choice.
+chose may differ between the seeds: "chosen by dev" and "best cheap by dev" are the procedure, each seed's own choice. So are "two tiers
+by dev" and "one tier by dev", the best system with a reranker behind it and the best one without.
 
 The seeds of a set are one declared experiment: nothing is chosen by a seed's test figures before the next runs. So the use of a test
 split is written into its record ($RAG_FINETUNE_USES) once for all seeds, before the first run; the runs themselves count in a file
@@ -44,9 +46,12 @@ SAVED = ROOT / "assets" / "seeds.json"
 SETS = {"transactions": ("transactions", None), "banking77": ("{}/banking77", 1000), "banking77-all": ("{}/banking77", None),
         "scifact": ("{}/scifact", None), "medquad": ("{}/medquad/medquad.csv", None), "handbook": ("handbook", None)}
 # whose change may change a figure
-CODE = ("core", "data", "metrics", "models", "retrieval", "verdict", "ladder", "negatives", "embedding", "training", "pipeline")
-CHOSEN, CHEAP = "chosen by dev", "best cheap by dev"
+CODE = ("core", "data", "metrics", "models", "retrieval", "verdict", "ladder", "negatives", "embedding", "training", "reranker", "tiers",
+        "pipeline")
+CHOSEN, CHEAP, TWO, ONE = "chosen by dev", "best cheap by dev", "two tiers by dev", "one tier by dev"
 PAIRS = [(CHOSEN, CHEAP), (CHOSEN, "base"), ("tuned", CHEAP), ("tuned", "base")]   # one family for each metric
+TIERS = [(TWO, ONE), ("tuned+reranker", "tuned"), ("tuned+late", "tuned"), ("tuned+reranker", "tuned+late"), ("base+reranker", "base"),
+         ("bm25+reranker", "bm25"), ("base+late", "base")]   # with a second tier, another family
 
 
 # ---- one run
@@ -76,7 +81,7 @@ def one(settings, seed, folder, file):
     learnt = _both(splits["train"], splits["dev"]) if results["dataset"]["dev_carved"] else splits["train"]
     parts = {name: sorted(part) for name, part in slices(learnt, splits["test"]).items()}
     with atomic(file) as out: json.dump({"results": results, "values": systems, "slices": parts}, out)
-    shutil.rmtree(folder / "model", ignore_errors=True)   # 90 MB; the same seed makes it again
+    for model in ("model", "reranker"): shutil.rmtree(folder / model, ignore_errors=True)   # 90 MB each; the same seed makes them again
 
 
 def run_all(name, settings, seeds, work):
@@ -123,8 +128,9 @@ def tables(runs, queries=None):
     shared = {m: {s: average([r[s][m] for r in kept]) for s in systems} for m in METRICS}
     by_seed = {s: {m: [mean(r[s][m]) for r in kept] for m in METRICS} for s in systems}
     figures = {s: {m: widened(interval(shared[m][s]), by_seed[s][m]).as_dict() for m in METRICS} for s in systems}
+    families = (PAIRS, TIERS) if TWO in systems else (PAIRS,)
     found = [widened(c, [a - b for a, b in zip(by_seed[c.a][m], by_seed[c.b][m])], -1.)
-             for m in METRICS for c in compare_all(shared[m], PAIRS, m)]
+             for m in METRICS for family in families for c in compare_all(shared[m], family, m)]
     return {"systems": figures, "by_seed": by_seed, "comparisons": [c.as_dict() for c in found]}, found
 
 
@@ -141,16 +147,19 @@ def together(files, seeds, worth=.01):
     tests = {f["results"]["dataset"]["fingerprint"]["test"] for f in files}
     if len(tests) > 1: raise SystemExit(f"the seeds were measured on {len(tests)} different tests: {sorted(tests)}")
     runs = [{**f["values"], CHOSEN: f["values"][v["chosen"]], CHEAP: f["values"][v["best_cheap"]]} for f, v in zip(files, verdicts)]
+    tiers = [f["results"].get("second_tier") for f in files]
+    if all(tiers): runs = [{**r, TWO: f["values"][t["system"]], ONE: f["values"][t["first"]]} for r, f, t in zip(runs, files, tiers)]
     whole, found = tables(runs)
     told = {c.b: claim(c, worth) for c in found if c.a == CHOSEN and c.metric == DECIDES}
     lines = {c.b: sentence(c, told[c.b], worth) for c in found if c.a == CHOSEN and c.metric == DECIDES}
     same = files[0]["slices"] if all(f["slices"] == files[0]["slices"] for f in files) else {}
-    settings = ("recipe", "epochs", "share")
+    settings = ("recipe", "epochs", "share", "reranker epochs")
+    second = next(({"sentence": sentence(c, claim(c, worth), worth)} for c in found if (c.a, c.b, c.metric) == (TWO, ONE, DECIDES)), None)
     return {"dataset": {k: v for k, v in first["dataset"].items() if k != "warnings"}, "seeds": seeds, **whole,
             "slices": {name: tables(runs, set(part))[0] for name, part in same.items()},
-            "verdict": {"decision": told[CHEAP], "sentence": lines[CHEAP], "against_base": lines["base"]},
+            "verdict": {"decision": told[CHEAP], "sentence": lines[CHEAP], "against_base": lines["base"]}, "second_tier": second,
             "runs": [{"seed": s, "chosen": v["chosen"], "best_cheap": v["best_cheap"], "sentence": v["sentence"],
-                      **{k: f["results"]["settings"].get(k) for k in settings},
+                      **{k: f["results"]["settings"].get(k) for k in settings}, "second_tier": f["results"].get("second_tier"),
                       "seconds": None if f["results"]["resumed"] else round(sum(f["results"]["seconds"].values()))}
                      for s, v, f in zip(seeds, verdicts, files)],
             "environment": first["environment"]}
@@ -167,6 +176,7 @@ def show(name, found):
         for c in figures["comparisons"]:
             if c["metric"] == DECIDES: print(f"   {c['a']} - {c['b']}: {c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}], "
                                              f"p = {c['p_holm']:.3f}")
+    if second := found.get("second_tier"): print(f"Second tier: {second['sentence']}")
     print(f"Verdict: {found['verdict']['sentence']}\n   Base: {found['verdict']['against_base']}", flush=True)
 
 
@@ -180,7 +190,8 @@ def asked(args):
     for name, text in own.items():
         path, _, limit = text.partition(",")
         found[name] = (path, int(limit) if limit else None)
-    return {n: {"data": path.format(data), "train_limit": limit, "model": args.model, "epochs": args.epochs}
+    second = {} if args.reranker == "none" else {"reranker": args.reranker}
+    return {n: {"data": path.format(data), "train_limit": limit, "model": args.model, "epochs": args.epochs, **second}
             for n, (path, limit) in found.items()}
 
 
@@ -192,6 +203,7 @@ def main(argv=None):
     parser.add_argument("--work", type=Path, default=Path("bench-seeds"), help="where finished runs are kept")
     parser.add_argument("--model", default="default")
     parser.add_argument("--epochs", type=int, help="at most so many, to try it out")
+    parser.add_argument("--reranker", default="none", help="a second tier, as `rag-finetune run` takes it")
     parser.add_argument("--save", action="store_true", help="write assets/seeds.json")
     parser.add_argument("--saved", type=Path, default=SAVED, help="where --save writes")
     parser.add_argument("--one", help=argparse.SUPPRESS)

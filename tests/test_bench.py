@@ -94,6 +94,24 @@ def test_seeds_that_disagree_widen_an_interval_and_take_a_claim_back():
     assert seeds.claim(seeds.widened(better, [-.05, .15, .35], -1.), .01) == "not_enough"
 
 
+def test_two_tiers_are_what_each_seed_chose_against_its_own_single_tier():
+    def file(system, first, shift):
+        names = ("base", "bm25", "tuned", "base+late", "tuned+late", "base+reranker", "bm25+reranker", "tuned+reranker")
+        def by_query(s): return {f"q{i}": (i % 10) / 20 + (shift if s == system else 0) for i in range(60)}
+        values = {s: {m: by_query(s) for m in seeds.METRICS} for s in names}
+        return {"values": values, "slices": {}, "results": {
+            "dataset": {"fingerprint": {"test": "t"}}, "verdict": {"chosen": system, "best_cheap": first, "sentence": ""},
+            "environment": {}, "settings": {}, "resumed": True, "seconds": {}, "second_tier": {"system": system, "first": first}}}
+    files = [file("tuned+late", "base", .1), file("tuned+reranker", "tuned", .2), file("tuned+late", "bm25", .3)]
+    found = seeds.together(files, [0, 1, 2])
+    two = next(c for c in found["comparisons"] if (c["a"], c["b"], c["metric"]) == (seeds.TWO, seeds.ONE, seeds.DECIDES))
+    assert two["difference"] == pytest.approx(.2) and found["by_seed"][seeds.TWO][seeds.DECIDES] == pytest.approx([.325, .425, .525])
+    # the seeds' spread alone: standard error .1 / sqrt 3, times 4.303
+    assert two["low"] < .2 - .2484 and "cannot tell" in found["second_tier"]["sentence"]
+    assert [r["second_tier"]["system"] for r in found["runs"]] == ["tuned+late", "tuned+reranker", "tuned+late"]
+    assert {(c["a"], c["b"]) for c in found["comparisons"]} == {*seeds.PAIRS, *seeds.TIERS}
+
+
 def test_rows_that_their_trainer_leaves_out_are_not_counted_for_it(tmp_path):
     folder, two = tiny_model(tmp_path), tiny_data(things=2, per_thing=32)
     assert speed.documented_recipe(open_encoder(folder, device="cpu"), two, epochs=2) == 2 * 2 * 2   # two steps an epoch, of a row for each

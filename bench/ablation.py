@@ -1,0 +1,189 @@
+"""What carries a reranker that starts without a head? Each way to train one, on training queries, judged on dev; no test split is asked.
+
+    OMP_NUM_THREADS=1 python bench/ablation.py [--sets transactions,handbook] [--arms labels,hard-only,...] [--seeds 0,1,2]
+                                               [--train 256] [--dev 120] [--epochs 2] [--work bench-ablation] [--save]
+
+The first stage is the main job's, with its own recipe: the fine-tuned model, fused with BM25 as dev weighs them. Behind it each arm reranks
+`READ` documents, with the depth and the weight that dev prefers, which flatters every arm alike; so `late`, the fine-tuned model's
+tokens, which is not trained, has them as well. Each arm has a value for each dev query, averaged over its seeds, and is compared with
+the first stage and with `late`: paired, Holm, the seeds' spread in the interval as in seeds.py.
+
+An arm differs from `labels` in what its name says: ListNet over the judgements, four hard negatives of the first stage and four at
+random, from the bundled MiniLM with a fresh head. Every finished training becomes one file under --work at once, and a second call goes
+on from there.
+--save writes assets/ablation.json; sets that were not asked for stay in it as they are.
+"""
+import argparse
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from losses import machine
+from seeds import CODE, ROOT, SETS, average, claim, mean, widened
+
+from rag_finetune.data import atomic, load, read_any, sample
+from rag_finetune.embedding import few_documents
+from rag_finetune.metrics import ndcg, recall
+from rag_finetune.models import open_encoder
+from rag_finetune.pipeline import (
+    COMPARED, FEW, MANY, READ, Remembering, Rung, _both, _kept, blend, choose, judge, prepare, save_model, tier, tier_rungs, train_best,
+)
+from rag_finetune.reranker import (
+    FastScorer, LateInteraction, fine_tune_reranker, mixed_negatives, open_reranker, reranker_rows_and_loss, teach,
+)
+from rag_finetune.retrieval import bm25, dense, rerank
+from rag_finetune.synthetic import Page, as_dataset, made_offline
+from rag_finetune.verdict import compare_all, interval, sentence
+
+SAVED = ROOT / "assets" / "ablation.json"
+DECIDES = "nDCG@10"
+
+
+class Arm(NamedTuple):
+    "One way to train a reranker."
+    loss: str = "ListNetLoss"
+    hard: int = 4
+    easy: int = 4
+    start: str = "default"      # "default", "tuned" (the fine-tuned first stage's weights), "others" (other bundled sets first)
+    made: bool = False          # made-up queries of the corpus beside the labelled ones
+    teacher: str | None = None  # whose scores are learnt instead of the labels: "first", "late"
+
+
+ARMS = {
+    "labels": Arm(), "hard-only": Arm(hard=8, easy=0), "easy-only": Arm(hard=0, easy=8),
+    "cross-entropy": Arm(loss="BinaryCrossEntropyLoss"), "in-batch": Arm(loss="MultipleNegativesRankingLoss"),
+    "lambda": Arm(loss="LambdaLoss"),
+    "from-tuned": Arm(start="tuned"), "other-sets-first": Arm(start="others"), "made-up-queries": Arm(made=True),
+    "taught-by-first": Arm(teacher="first"), "taught-by-late": Arm(teacher="late"),
+    "from-tuned-taught-by-late": Arm(start="tuned", teacher="late"),
+    "from-tuned-made-up-queries-taught-by-late": Arm(start="tuned", teacher="late", made=True),
+}
+
+
+class First:
+    "The first stage of a set: the fine-tuned model and BM25, weighed on dev."
+    def __init__(self, name, args):
+        path, limit = SETS[name]
+        splits = prepare(read_any(path.format(os.environ.get("RAG_FINETUNE_DATA"))).splits, limit, 0).splits
+        self.name, self.work = name, args.work
+        self.train = sample(splits["train"], min(args.train, len(splits["train"].queries)))
+        self.dev = sample(splits["dev"], min(args.dev, len(splits["dev"].queries)))
+        folder = args.work / f"{name}-tuned"
+        if not folder.exists():
+            base, train = Remembering(open_encoder()), splits["train"]
+            small = judge(splits["dev"], [dense(splits["dev"], base, base.key), bm25(splits["dev"])])
+            recipes = FEW if few_documents(train) else MANY
+            save_model(_kept(base, train_best("default", train, small, base, recipes, 0, args.work / f"{name}-training")), folder)
+        self.folder, self.tuned = folder, Remembering(open_encoder(folder))
+        alone = {"tuned": dense(self.dev, self.tuned, self.tuned.key), "bm25": bm25(self.dev)}
+        rungs = {name: Rung(lambda _, run=run: run, (None,)) for name, run in alone.items()}
+        found = choose(rungs, {"tuned+bm25": ("tuned", "bm25")}, self.dev.qrels, {})
+        better = found.scores["tuned+bm25"] > found.scores["tuned"]
+        self.weight = found.settings["tuned+bm25"] if better else 1.
+        self.on_dev = found.runs["tuned+bm25" if better else "tuned"]
+        self.late = LateInteraction(self.tuned.model)
+
+    def run(self, data):
+        found = dense(data, self.tuned, self.tuned.key)
+        return found if self.weight == 1. else blend(found, bm25(data), self.weight)
+
+    def values(self, scorer, depths):
+        "nDCG@10 of each dev query with `scorer` behind it, and what dev chose of depth and weight."
+        found = choose(tier_rungs(self.dev, {"first": self.on_dev}, {"second": tier(scorer, depths)}), {}, self.dev.qrels, {})
+        return ndcg(self.dev.qrels, found.runs["first+second"], 10), found.settings["first+second"]
+
+
+def queries(first, made):
+    "The labelled queries, with made-up ones where they are asked for."
+    if not made: return first.train
+    train, pages = first.train, {d: Page("", text, d) for d, text in first.train.corpus.items()}
+    found, _ = as_dataset(pages, made_offline(pages, ("cloze", "keyphrases"), 2), "made")
+    return _both(train, replace(sample(found, min(2 * len(train.queries), len(found.queries))), corpus=train.corpus))
+
+
+def begun(first, arm, seed, args):
+    "The model that a training starts from."
+    if arm.start != "others": return open_reranker(first.folder if arm.start == "tuned" else "default", seed=seed)
+    folder = first.work / f"others-than-{first.name}-{seed}"
+    if not folder.exists():
+        model = open_reranker(seed=seed)
+        for name in ("transactions", "handbook", "tables", "code", "tools"):
+            if name == first.name: continue
+            other, base = load(name)["train"], Remembering(open_encoder())
+            other = sample(other, min(args.train, len(other.queries)))
+            negatives = mixed_negatives(other, dense(other, base, base.key, k=50), arm.hard, arm.easy, seed=seed)
+            fine_tune_reranker(model, other, negatives=negatives, epochs=1, seed=seed, tokens=args.tokens)
+        save_model(model, folder)
+    return open_reranker(folder)
+
+
+def trained(first, name, seed, args):
+    "One training; values on dev and how they came about."
+    arm = ARMS[name]
+    data, model = queries(first, arm.made), begun(first, arm, seed, args)
+    run = first.run(data)
+    rows, negatives = data, None
+    if arm.teacher: rows = teach(data, run if arm.teacher == "first" else rerank(data, run, first.late, 30), arm.hard + arm.easy, seed)
+    else: negatives = mixed_negatives(data, run, arm.hard, arm.easy, seed=seed)
+    if arm.teacher == "late": rows = rows._replace(labels=[[20 * x for x in told] for told in rows.labels])   # cosines lie close together
+    reranker_rows_and_loss(arm.loss, model, rows, negatives)   # what does not fit is said before the hours
+    checkpoints = first.work / f"{first.name}-checkpoints"
+    curve = fine_tune_reranker(model, rows, first.dev, first.on_dev, negatives, arm.loss, k=READ[1], epochs=args.epochs, seed=seed,
+                               tokens=args.tokens, checkpoints=checkpoints / f"{name}-{seed}")
+    values, setting = first.values(FastScorer(model), READ)
+    return {"values": values, "setting": setting, "epoch": curve.best, "curve": [p.dev for p in curve.points], "seconds": curve.seconds}
+
+
+def table(first, found, late):
+    "Arms with intervals, against the first stage and against late interaction."
+    values = {"first stage": ndcg(first.dev.qrels, first.on_dev, 10), "late": late,
+              **{name: average([one["values"] for one in runs]) for name, runs in found.items()}}
+    pairs = [(name, other) for name in found for other in ("first stage", "late")] + [("late", "first stage")]
+    by_seed = {name: [mean(one["values"]) for one in runs] for name, runs in found.items()}
+    def luck(c): return [m - mean(values[c.b]) for m in by_seed[c.a]] if c.a in by_seed else [c.difference]
+    compared = [widened(c, luck(c), -1.) for c in compare_all(values, pairs, DECIDES)]
+    figures = {name: widened(interval(v), by_seed.get(name, [mean(v)])).as_dict() for name, v in values.items()}
+    for c in compared: print(" ", sentence(c, claim(c, .01), .01))
+    return {"arms": {name: {**figure, "by_seed": by_seed.get(name)} for name, figure in figures.items()},
+            "comparisons": [{**c.as_dict(), "decision": claim(c, .01)} for c in compared],
+            "trainings": {name: [{k: v for k, v in one.items() if k != "values"} for one in runs] for name, runs in found.items()}}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", default="transactions,handbook")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--seeds", default="0,1,2")
+    for option, default in {"train": 256, "dev": 120, "epochs": 2, "tokens": 160}.items():
+        parser.add_argument(f"--{option}", type=int, default=default)
+    parser.add_argument("--work", type=Path, default=Path("bench-ablation"))
+    parser.add_argument("--save", action="store_true", help="write assets/ablation.json")
+    args = parser.parse_args(argv)
+    if unknown := sorted({*args.arms.split(",")} - {*ARMS}): raise SystemExit(f"--arms {unknown[0]}: expected some of {', '.join(ARMS)}")
+    args.work.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(b"".join((ROOT / "rag_finetune" / f"{m}.py").read_bytes() for m in CODE))
+    digest.update(json.dumps([args.train, args.dev, args.epochs, args.tokens]).encode())
+    for name in args.sets.split(","):
+        first, found = First(name, args), {}
+        ceiling = interval(recall(first.dev.qrels, first.on_dev, READ[0]))
+        print(f"{name}: first stage with weight {first.weight}, recall@{READ[0]} {ceiling}", flush=True)
+        late, _ = first.values(first.late, COMPARED)
+        for arm in args.arms.split(","):
+            for seed in map(int, args.seeds.split(",")):
+                file = args.work / f"{name}-{arm}-{seed}-{digest.hexdigest()[:10]}.json"
+                if not file.is_file():
+                    one = trained(first, arm, seed, args)
+                    with atomic(file) as out: json.dump(one, out)
+                found.setdefault(arm, []).append(json.loads(file.read_text()))
+                print(f"{name}, {arm}, seed {seed}: {mean(found[arm][-1]['values']):.3f}", flush=True)
+        told = {"train": len(first.train.queries), "dev": len(first.dev.queries), "epochs": args.epochs, "tokens": args.tokens,
+                "seeds": args.seeds, f"recall@{READ[0]}": ceiling.as_dict(), "machine": machine(), **table(first, found, late)}
+        if not args.save: continue
+        saved = json.loads(SAVED.read_text()) if SAVED.is_file() else {}
+        with atomic(SAVED) as out: json.dump({**saved, name: told}, out, indent=1)
+
+
+if __name__ == "__main__": main()
