@@ -80,7 +80,7 @@ def _ladder(results:dict[str, Any]) -> str:
 def _cost(tiers:dict[str, Any]) -> str:
     "What the second tier of results.json takes."
     t = tiers["milliseconds"]["reranking"]
-    return f"{tiers['documents']} documents are reranked in {t['median']:.0f} ms a query ({t['low']:.0f} to {t['high']:.0f}) on this machine"
+    return f"{tiers['documents']} documents are reranked in {t['median']:.0f} ms a query ({t['low']:.0f} to {t['high']:.0f}) here"
 
 @app.command()
 def run(
