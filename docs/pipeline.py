@@ -35,6 +35,7 @@ BOXES = [
     Box("14_training", 4, 3, "Training", "stopped, resumed", RUN),
     Box("15_probe", 1, 3, "Probe", "what it knows now"),
     Box("16_pairs", 0, 3, "Pairs", "what a reranker reads"),
+    Box("18_tiers", 2, 0, "Two tiers", "how deep, how sure"),
     Box("80_report", 4, 1, "Report", "one HTML file", RUN),
     Box("90_pipeline", 3, 0, "Pipeline", "all of it, one call", RUN),
     Box("91_cli", 4, 0, "Commands", "run, compare", ("help", "commands.html")),
@@ -99,7 +100,7 @@ def _flows(high: int) -> list[str]:
         f"M{middle(0)} {top(2)}V{top(1) + high + 5}",                                                   # synthetic: to data
         f"M{middle(0)} {top(0) + high}V{top(1) - 5}",                                                   # what was reviewed: to data
         f"M{left(1) - GAP // 2} {across}V{top(0) + high // 2}H{left(1) - 5}",                           # data: to the ladder
-        f"M{left(1) + WIDE} {top(0) + high // 2}H{middle(2)}V{top(1) - 5}",                             # the rungs' runs: to metrics
+        f"M{left(1) + WIDE} {top(0) + high // 2}H{left(2) - GAP // 2}V{top(1) - RISE // 2}H{middle(2)}V{top(1) - 5}",   # rungs: to metrics
         f"M{middle(1)} {top(2)}V{top(1) + high + 5}",                                                   # a model: to retrieval
         f"M{left(2) - GAP // 2} {across}V{under}H{middle(3)}V{top(2) - 5}",                             # runs: to negatives
         f"M{left(3)} {top(2) + high // 2}H{left(2) + WIDE + 5}",                                        # negatives: to embedding

@@ -893,6 +893,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rag_finetune.synthetic.why_dropped': ('synthetic.html#why_dropped', 'rag_finetune/synthetic.py'),
                                         'rag_finetune.synthetic.write': ('synthetic.html#write', 'rag_finetune/synthetic.py')},
             'rag_finetune.tiers': { 'rag_finetune.tiers.BestWindow': ('tiers.html#bestwindow', 'rag_finetune/tiers.py'),
+                                    'rag_finetune.tiers.BestWindow._cut': ('tiers.html#bestwindow._cut', 'rag_finetune/tiers.py'),
+                                    'rag_finetune.tiers.BestWindow._room': ('tiers.html#bestwindow._room', 'rag_finetune/tiers.py'),
                                     'rag_finetune.tiers.BestWindow.predict': ('tiers.html#bestwindow.predict', 'rag_finetune/tiers.py'),
                                     'rag_finetune.tiers.BestWindow.windows': ('tiers.html#bestwindow.windows', 'rag_finetune/tiers.py'),
                                     'rag_finetune.tiers.Bin': ('tiers.html#bin', 'rag_finetune/tiers.py'),

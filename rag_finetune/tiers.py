@@ -183,20 +183,29 @@ class BestWindow:
     tokenizer:PreTrainedTokenizerBase    # its own
     tokens:int=256                       # of a pair, the query and the special ones included
     overlap:int=32                       # tokens that neighbouring windows share
+    question:int=32                      # tokens kept free for the query: those no longer share their windows, which a scorer may remember
     def windows(self, query:str, document:str) -> list[str]:  # parts of the document, in order; itself where it fits
-        whole:dict[str, Any] = dict(add_special_tokens=False, truncation=False, verbose=False)
-        places = self.tokenizer(document, return_offsets_mapping=True, **whole)["offset_mapping"]
-        asked = self.tokenizer(query, **whole)["input_ids"]
-        room = self.tokens - len(asked) - self.tokenizer.num_special_tokens_to_add(pair=True)
-        if room <= self.overlap:
-            raise DataError(f"query {query[:40]!r} of {len(asked)} tokens leaves {max(0, room)} of {self.tokens} for the document; "
-                            "shorten it, or read more")
+        return self._cut(document, self._room(query))
+    def predict(self, inputs:Sequence[tuple[str, str]]) -> np.ndarray:  # float32 (n_pairs,)
+        if not len(inputs): return np.empty(0, dtype=np.float32)
+        rooms = {q: self._room(q) for q in dict.fromkeys(q for q, _ in inputs)}
+        parts = {key: self._cut(*key) for key in dict.fromkeys((d, rooms[q]) for q, d in inputs)}
+        found = [parts[d, rooms[q]] for q, d in inputs]
+        scores = self.scorer.predict([(q, part) for (q, _), some in zip(inputs, found) for part in some])
+        ends = np.cumsum([len(some) for some in found])
+        return np.array([max(some) for some in np.split(np.asarray(scores, dtype=np.float32), ends[:-1])], dtype=np.float32)
+    def _room(self, query:str) -> int:
+        "Tokens that are left for the document."
+        asked = len(self.tokenizer(query, **_WHOLE)["input_ids"])
+        room = self.tokens - max(asked, self.question) - self.tokenizer.num_special_tokens_to_add(pair=True)
+        if room > self.overlap: return room
+        raise DataError(f"query {query[:40]!r} of {asked} tokens leaves {max(0, room)} of {self.tokens} for the document, {self.question} "
+                        f"being kept for queries and {self.overlap} shared by neighbours; shorten it, or read more")
+    def _cut(self, document:str, room:int) -> list[str]:
+        "Windows of `room` tokens; the last one ends where the document does."
+        places = self.tokenizer(document, return_offsets_mapping=True, **_WHOLE)["offset_mapping"]
         if len(places) <= room: return [document]
         starts = [*range(0, len(places) - room, room - self.overlap), len(places) - room]
         return [document[places[i][0]:places[i + room - 1][1]] for i in starts]
-    def predict(self, inputs:Sequence[tuple[str, str]]) -> np.ndarray:  # (n_pairs,)
-        parts = [self.windows(q, d) for q, d in inputs]
-        if not parts: return np.empty(0, dtype=np.float32)
-        scores = self.scorer.predict([(q, part) for (q, _), found in zip(inputs, parts) for part in found])
-        ends = np.cumsum([len(found) for found in parts])
-        return np.array([max(part) for part in np.split(np.asarray(scores, dtype=np.float32), ends[:-1])], dtype=np.float32)
+
+_WHOLE:dict[str, Any] = dict(add_special_tokens=False, truncation=False, verbose=False)

@@ -112,7 +112,7 @@ class Longest:
 
 def test_the_best_window_finds_what_cutting_loses_and_every_word_is_read(tmp_path):
     model, scorer = open_reranker(tiny_model(tmp_path / "tiny"), "cpu"), Longest()
-    windows = BestWindow(scorer, model.tokenizer, tokens=10, overlap=1)
+    windows = BestWindow(scorer, model.tokenizer, tokens=10, overlap=1, question=2)
     document = "the red car the green house the black dog the white cup the brown lamp"
     assert windows.predict([("where is", document), ("where is", "the lamp"), ("where is", "the car")]).tolist() == [1., 1., 0.]
     parts = [d for _, d in scorer.read if d in document and d not in ("the lamp", "the car")]
@@ -122,6 +122,28 @@ def test_the_best_window_finds_what_cutting_loses_and_every_word_is_read(tmp_pat
     for one, other in zip(parts, parts[1:]): assert one.split()[-1] == other.split()[0] or other is parts[-1]
     assert windows.predict([]).shape == (0,)
     with pytest.raises(DataError, match="leaves 0 of 10"): windows.predict([("where is the my find show me a please now", "the car")])
+
+
+def test_questions_of_any_usual_length_share_their_windows_so_that_a_scorer_can_remember_them(tmp_path):
+    tokenizer = open_reranker(tiny_model(tmp_path / "tiny"), "cpu").tokenizer
+    document = "the red car the green house the black dog the white cup the brown lamp"
+    windows = BestWindow(Longest(), tokenizer, tokens=12, overlap=1, question=4)
+    assert windows.windows("where is", document) == windows.windows("where is the lamp", document) != [document]
+    longer = windows.windows("where is the lamp please", document)
+    assert all(len(tokenizer("where is the lamp please", part)["input_ids"]) <= 12 for part in longer)
+
+
+def test_a_document_is_taken_apart_once_for_all_questions(tmp_path):
+    tokenizer, asked = open_reranker(tiny_model(tmp_path / "tiny"), "cpu").tokenizer, []
+    class Counting:
+        "The tokenizer, noting what it reads."
+        def __call__(self, text, **settings):
+            asked.append(text)
+            return tokenizer(text, **settings)
+        def num_special_tokens_to_add(self, pair): return tokenizer.num_special_tokens_to_add(pair)
+    windows = BestWindow(Longest(), Counting(), tokens=12, overlap=1, question=4)
+    windows.predict([(q, "the red lamp") for q in ("where is", "find the", "show me a")])
+    assert asked.count("the red lamp") == 1
 
 
 def test_reranking_deeper_than_there_are_documents_is_reranking_all():
