@@ -35,6 +35,7 @@ BOXES = [
     Box("14_training", 4, 3, "Training", "stopped, resumed", RUN),
     Box("15_probe", 1, 3, "Probe", "what it knows now"),
     Box("16_pairs", 0, 3, "Pairs", "what a reranker reads"),
+    Box("19_rerankers", 4, 2, "Rerankers", "side by side"),
     Box("80_report", 4, 1, "Report", "one HTML file", RUN),
     Box("90_pipeline", 3, 0, "Pipeline", "all of it, one call", RUN),
     Box("91_cli", 4, 0, "Commands", "run, compare", ("help", "commands.html")),
@@ -108,6 +109,7 @@ def _flows(high: int) -> list[str]:
         f"M{middle(3)} {top(3)}V{below}H{middle(2) + GAP}V{top(2) + high + 5}",                         # losses: to embedding
         f"M{middle(4)} {top(3)}V{below}H{middle(2) + GAP}V{top(2) + high + 5}",                         # training: the same way
         f"M{middle(1)} {top(2) + high}V{top(3) - 5}",                                                   # a model: to what it knows
+        f"M{middle(3) + GAP} {top(1) + high}V{under}H{middle(4)}V{top(2) - 5}",                         # verdicts: of rerankers
         f"M{left(4)} {top(0) + high // 2}H{left(3) + WIDE + 5}",                                        # the commands call the pipeline
     ]
 
