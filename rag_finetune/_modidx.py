@@ -654,6 +654,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'rag_finetune.rerankers._module': ('rerankers.html#_module', 'rag_finetune/rerankers.py'),
                                         'rag_finetune.rerankers._number': ('rerankers.html#_number', 'rag_finetune/rerankers.py'),
                                         'rag_finetune.rerankers._opened': ('rerankers.html#_opened', 'rag_finetune/rerankers.py'),
+                                        'rag_finetune.rerankers._rank': ('rerankers.html#_rank', 'rag_finetune/rerankers.py'),
                                         'rag_finetune.rerankers._says': ('rerankers.html#_says', 'rag_finetune/rerankers.py'),
                                         'rag_finetune.rerankers._words': ('rerankers.html#_words', 'rag_finetune/rerankers.py'),
                                         'rag_finetune.rerankers.bump_chart': ('rerankers.html#bump_chart', 'rag_finetune/rerankers.py'),

@@ -43,7 +43,7 @@ class SideBySide:
     k:int                                       # documents of each query that were reranked
     runs:dict[str, Run]                         # system -> its run, the first stage's documents behind the `k` included
     figures:dict[str, dict[str, Interval]]      # system -> {measure: mean with its interval}
-    comparisons:list[Comparison]                # every other system against the first stage by the first measure, corrected for their number
+    comparisons:list[Comparison]                # every other system against the first stage by the first measure, corrected together
     costs:dict[str, Cost]                       # reranker -> what it takes
     skipped:dict[str, str]                      # what was not measured -> why
     def __str__(self) -> str:
@@ -161,7 +161,7 @@ def bump_chart(
     before:Run,          # such as the first stage's
     after:Run,           # such as a reranker's of the same documents
     k:int=8,             # ranks shown on each side
-    width:int=44,        # characters of a text that are shown
+    width:int=50,        # characters of a text that are shown
     names:tuple[str, str]=("before", "after")
 ) -> Figure:
     "How one query's documents change places: both rankings with the documents' texts, relevant ones in colour."
@@ -177,16 +177,21 @@ def bump_chart(
         colour, weight = ("#0b7a53", "bold") if d in right else ("#767d87", "normal")
         ax.plot([0, 1], ends, "-", color=colour, linewidth=2.4 if d in right else 1, zorder=2 if d in right else 1)
         for x, y, side in zip((0, 1), ends, ("right", "left")):
-            if y == k: continue
+            if y == k:   # below: how far, of the relevant ones
+                if d in right: ax.annotate(_rank(sides[x], d), (x, y), (0, -4), textcoords="offset points", ha="center", va="top",
+                                           color=colour, fontweight=weight, fontsize=8.5)
+                continue
             text = textwrap.shorten(dataset.corpus[d], width, placeholder="…").replace("$", r"\$")
             ax.plot(x, y, "o", color=colour, markersize=5)
             ax.annotate(f"{text}  {y + 1}" if x == 0 else f"{y + 1}  {text}", (x, y), (-8 if x == 0 else 8, 0), textcoords="offset points",
                         ha=side, va="center", color=colour, fontweight=weight, fontsize=8.5)
     for x, name, side in zip((0, 1), names, ("right", "left")): ax.text(x, -1, name, ha=side, va="center", fontsize=9.5)
     ax.set_title(textwrap.shorten(dataset.queries[query], 110, placeholder="…").replace("$", r"\$"), fontsize=10)
-    ax.set(xlim=(-2.2, 3.2), ylim=(k + .3, -1.5))
+    ax.set(xlim=(-2.2, 3.2), ylim=(k + .7, -1.5))
     ax.axis("off")
     return figure
+
+def _rank(order:Sequence[str], doc:str) -> str: return f"rank {order.index(doc) + 1}" if doc in order else "not found"
 
 # %% ../nbs/19_rerankers.ipynb #34b95be7
 NEGATION = re.compile(r"\b(?:not|no|never|none|nothing|nobody|neither|nor|without|cannot|cant|dont|doesnt|except|unless)\b|n['’]t\b", re.I)

@@ -1,4 +1,4 @@
-"What a user relies on when rerankers are compared: one row each on the same documents, no noise as a baseline, costs, slices that say when they cannot tell."
+"What a user relies on with several rerankers: the same documents, no noise as a baseline, costs, slices that say when they cannot tell."
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -100,7 +100,8 @@ def test_the_same_figures_again(data, run):
 def test_weights_are_those_of_the_model_however_deep_it_is_wrapped(folders):
     model = open_reranker(folders[1], device="cpu")
     mib = sum(p.numel() for p in model.parameters()) * 4 / 2**20
-    for scorer in (model, FastScorer(model), BestWindow(FastScorer(model), model.tokenizer)): assert weights_mib(scorer) == pytest.approx(mib)
+    for scorer in (model, FastScorer(model), BestWindow(FastScorer(model), model.tokenizer)):
+        assert weights_mib(scorer) == pytest.approx(mib)
     assert weights_mib(Knows()) is None
     assert weights_mib(FastScorer(model, run=lambda padded: None)) is None, "other weights than the model's are at work"
 
@@ -115,7 +116,8 @@ def test_peak_growth_sees_what_was_held_and_given_back():
 
 # where it fails
 
-SAID = {"q0": "is breakfast not covered?", "q1": "who pays for the 3 taxis", "q2": "isn't lunch free", "q3": "nothing in the notes about knots now",
+SAID = {"q0": "is breakfast not covered?", "q1": "who pays for the 3 taxis", "q2": "isn't lunch free",
+        "q3": "nothing in the notes about knots now",
         "q4": "taxi without receipt and 20 more words than anybody would care to read in one go"}
 
 
@@ -138,7 +140,8 @@ def values_of(n, gain, seed=0):
 def test_a_slice_says_better_worse_or_that_it_cannot_tell():
     values = values_of(100, .1)
     values["tuned"] |= {str(i): values[FIRST][str(i)] - .1 - i / 1000 for i in range(50, 100)}
-    slices = {"first": {str(i) for i in range(50)}, "last": {str(i) for i in range(50, 100)}, "few": {"1", "2", "3"}, "none": set(), "other": {"x"}}
+    first, last = {str(i) for i in range(50)}, {str(i) for i in range(50, 100)}
+    slices = {"first": first, "last": last, "few": {"1", "2", "3"}, "none": set(), "other": {"x"}}
     found = {s.name: s for s in reranker_slices(values, slices, metric="nDCG@10")}
     assert found["first"].says == "better" and found["last"].says == "worse" and found["first"].value.n == 50
     assert found["few"].says == "too few queries to tell: 3, and nothing is claimed below 10"
