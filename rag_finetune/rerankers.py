@@ -164,12 +164,13 @@ def bump_chart(
     width:int=50,        # characters of a text that are shown
     names:tuple[str, str]=("before", "after")
 ) -> Figure:
-    "How one query's documents change places: both rankings with the documents' texts, relevant ones in colour."
+    "How one query's documents change places: both rankings with the documents' texts; relevant ones in colour, below the last rank too."
     sides = [ranking(r.get(query, {})) for r in (before, after)]
     if query not in dataset.queries or not all(sides):
         raise DataError(f"query {query!r}: not in the dataset, or not in both runs; take one of {', '.join(list(after)[:3])}")
     places = [{d: min(i, k) for i, d in enumerate(order)} for order in sides]   # k: somewhere below
-    right, shown = {*dataset.positives(query)}, dict.fromkeys([*sides[0][:k], *sides[1][:k]])
+    right = {d for d in dataset.positives(query) if d in places[0] or d in places[1]}
+    shown = dict.fromkeys([*sides[0][:k], *sides[1][:k], *sorted(right)])
     figure = Figure(figsize=(10, .8 + .34 * (k + 1)), layout="constrained")
     ax = figure.subplots()
     for d in shown:
@@ -177,15 +178,15 @@ def bump_chart(
         colour, weight = ("#0b7a53", "bold") if d in right else ("#767d87", "normal")
         ax.plot([0, 1], ends, "-", color=colour, linewidth=2.4 if d in right else 1, zorder=2 if d in right else 1)
         for x, y, side in zip((0, 1), ends, ("right", "left")):
-            if y == k:   # below: how far, of the relevant ones
-                if d in right: ax.annotate(_rank(sides[x], d), (x, y), (0, -4), textcoords="offset points", ha="center", va="top",
-                                           color=colour, fontweight=weight, fontsize=8.5)
-                continue
+            if y == k: continue
             text = textwrap.shorten(dataset.corpus[d], width, placeholder="…").replace("$", r"\$")
             ax.plot(x, y, "o", color=colour, markersize=5)
             ax.annotate(f"{text}  {y + 1}" if x == 0 else f"{y + 1}  {text}", (x, y), (-8 if x == 0 else 8, 0), textcoords="offset points",
                         ha=side, va="center", color=colour, fontweight=weight, fontsize=8.5)
-    for x, name, side in zip((0, 1), names, ("right", "left")): ax.text(x, -1, name, ha=side, va="center", fontsize=9.5)
+    for x, name, side in zip((0, 1), names, ("right", "left")):
+        ax.text(x, -1, name, ha=side, va="center", fontsize=9.5)
+        below = ", ".join(_rank(sides[x], d) for d in shown if d in right and places[x].get(d, k) == k)
+        if below: ax.text(x, k + .35, below, ha="center", va="center", color="#0b7a53", fontweight="bold", fontsize=8.5)
     ax.set_title(textwrap.shorten(dataset.queries[query], 110, placeholder="…").replace("$", r"\$"), fontsize=10)
     ax.set(xlim=(-2.2, 3.2), ylim=(k + .7, -1.5))
     ax.axis("off")
