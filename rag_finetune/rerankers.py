@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -171,8 +172,8 @@ def bump_chart(
     places = [{d: min(i, k) for i, d in enumerate(order)} for order in sides]   # k: somewhere below
     right = {d for d in dataset.positives(query) if d in places[0] or d in places[1]}
     shown = dict.fromkeys([*sides[0][:k], *sides[1][:k], *sorted(right)])
-    figure = Figure(figsize=(10, .8 + .34 * (k + 1)), layout="constrained")
-    ax = figure.subplots()
+    figure, ax = plt.subplots(figsize=(10, .8 + .34 * (k + 1)), layout="constrained")
+    plt.close(figure)   # a notebook shows what is returned, once
     for d in shown:
         ends = [place.get(d, k) for place in places]
         colour, weight = ("#0b7a53", "bold") if d in right else ("#767d87", "normal")
