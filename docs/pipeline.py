@@ -18,7 +18,7 @@ class Box(NamedTuple):
     command: tuple[str, str] | None = None
 
 RUN, COMPARE = ("run", "commands.html#run"), ("compare", "commands.html#compare")
-CORE = 4   # its row
+CORE = 5   # its row
 BOXES = [
     Box("01_data", 0, 1, "Data", "read, check, split", RUN),
     Box("02_synthetic", 0, 2, "Synthetic", "made on purpose", ("synthesize", "commands.html#synthesize")),
@@ -34,8 +34,11 @@ BOXES = [
     Box("13_losses", 3, 3, "Losses", "which for which data"),
     Box("14_training", 4, 3, "Training", "stopped, resumed", RUN),
     Box("15_probe", 1, 3, "Probe", "what it knows now"),
-    Box("16_pairs", 0, 3, "Pairs", "what a reranker reads"),
-    Box("18_tiers", 2, 0, "Two tiers", "how deep, how sure"),
+    Box("11_reranker", 1, 4, "Reranker", "reads both together", RUN),
+    Box("16_pairs", 0, 4, "Pairs", "what a reranker reads"),
+    Box("17_flag", 0, 3, "FlagEmbedding", "another trainer"),
+    Box("18_tiers", 3, 4, "Two tiers", "how deep, how sure", RUN),
+    Box("19_rerankers", 2, 4, "Rerankers", "side by side"),
     Box("80_report", 4, 1, "Report", "one HTML file", RUN),
     Box("90_pipeline", 3, 0, "Pipeline", "all of it, one call", RUN),
     Box("91_cli", 4, 0, "Commands", "run, compare", ("help", "commands.html")),
@@ -100,7 +103,7 @@ def _flows(high: int) -> list[str]:
         f"M{middle(0)} {top(2)}V{top(1) + high + 5}",                                                   # synthetic: to data
         f"M{middle(0)} {top(0) + high}V{top(1) - 5}",                                                   # what was reviewed: to data
         f"M{left(1) - GAP // 2} {across}V{top(0) + high // 2}H{left(1) - 5}",                           # data: to the ladder
-        f"M{left(1) + WIDE} {top(0) + high // 2}H{left(2) - GAP // 2}V{top(1) - RISE // 2}H{middle(2)}V{top(1) - 5}",   # rungs: to metrics
+        f"M{left(1) + WIDE} {top(0) + high // 2}H{middle(2)}V{top(1) - 5}",                             # the rungs' runs: to metrics
         f"M{middle(1)} {top(2)}V{top(1) + high + 5}",                                                   # a model: to retrieval
         f"M{left(2) - GAP // 2} {across}V{under}H{middle(3)}V{top(2) - 5}",                             # runs: to negatives
         f"M{left(3)} {top(2) + high // 2}H{left(2) + WIDE + 5}",                                        # negatives: to embedding
@@ -109,6 +112,8 @@ def _flows(high: int) -> list[str]:
         f"M{middle(3)} {top(3)}V{below}H{middle(2) + GAP}V{top(2) + high + 5}",                         # losses: to embedding
         f"M{middle(4)} {top(3)}V{below}H{middle(2) + GAP}V{top(2) + high + 5}",                         # training: the same way
         f"M{middle(1)} {top(2) + high}V{top(3) - 5}",                                                   # a model: to what it knows
+        *(f"M{left(c) + WIDE} {top(4) + high // 2}H{left(c + 1) - 5}" for c in range(3)),               # pairs to a reranker, to the second tier
+        f"M{left(0) + WIDE} {top(3) + high // 2}H{left(1) - GAP // 2}V{top(4) + high // 2}H{left(1) - 5}",   # the other trainer: a reranker
         f"M{left(4)} {top(0) + high // 2}H{left(3) + WIDE + 5}",                                        # the commands call the pipeline
     ]
 

@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "reranker": "core embedding losses metrics models negatives pairs retrieval",
     "flag": "core data models reranker",
     "tiers": "core negatives retrieval verdict",
+    "rerankers": "core metrics models pairs reranker retrieval tiers verdict",
     "lora": "core models training",
     "losses": "core embedding",
     "probe": "core metrics models retrieval",
@@ -45,7 +46,7 @@ MAY_IMPORT = {
 }
 # what is slow to import, or changes what a machine must have: package -> modules that may import it, besides pipeline and cli
 HEAVY = {
-    "torch": "models ladder training embedding reranker lora losses probe",
+    "torch": "models ladder training embedding reranker rerankers lora losses probe",
     "sentence_transformers": "models ladder training embedding reranker lora losses probe",
     "transformers": "models training embedding reranker lora losses tiers",
     "datasets": "data embedding reranker lora losses",

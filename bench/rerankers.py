@@ -1,0 +1,100 @@
+"""Rerankers side by side on a bundled set: quality with intervals, paired tests, milliseconds a query, memory; and the bundled model
+fine-tuned in full and with adapters on the same rows. Saved in assets/rerankers.json with the machine.
+
+    OMP_NUM_THREADS=1 python bench/rerankers.py                          # trains on all training queries: hours on two cores
+    OMP_NUM_THREADS=1 python bench/rerankers.py --train 128 --epochs 1   # a first look
+    python bench/rerankers.py --train 0 mine=FOLDER theirs=owner/name    # rerankers that are there already
+
+Dev is asked, and nothing is chosen by it: each training runs all of its epochs. The learning rates are the main job's and `lora.LR`.
+"""
+import argparse
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from rag_finetune.core import Dataset
+from rag_finetune.data import load
+from rag_finetune.lora import LR, add_adapter, merge
+from rag_finetune.metrics import ndcg
+from rag_finetune.models import FastEncoder, open_encoder
+from rag_finetune.reranker import LateInteraction, fine_tune_reranker, mixed_negatives, open_reranker
+from rag_finetune.rerankers import compare_rerankers, peak_growth
+from rag_finetune.retrieval import dense
+from rag_finetune.verdict import compare_all, decide, sentence
+
+ROOT = Path(__file__).resolve().parent.parent
+FULL_LR = 1e-4   # as `fine_tune_reranker`
+
+
+def first(dataset, n):
+    "The first `n` queries."
+    kept = list(dataset.queries)[:n]
+    return Dataset(dataset.corpus, {q: dataset.queries[q] for q in kept}, {q: dataset.qrels[q] for q in kept}, dataset.name)
+
+
+def trained(train, negatives, adapter, epochs, folder):
+    "Fine-tune the bundled model with a fresh head, merged if it had an adapter, and save it; what that took."
+    model = open_reranker()
+    weights = add_adapter(model) if adapter else sum(p.numel() for p in model.parameters())
+    began = time.process_time()
+    grown = peak_growth(lambda: fine_tune_reranker(model, train, negatives=negatives, epochs=epochs, lr=LR if adapter else FULL_LR))
+    took = {"trained": weights, "seconds": time.process_time() - began, "MiB": grown}
+    if adapter: merge(model)
+    model.save_pretrained(str(folder))
+    return took
+
+
+def machine():
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor())
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "versions": {p: version(p) for p in ("torch", "sentence-transformers", "peft")}}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rerankers", nargs="*", help="NAME=FOLDER or NAME=owner/name")
+    parser.add_argument("--set", default="handbook", help="a bundled set")
+    parser.add_argument("--train", type=int, help="training queries; all by default, 0 for no training")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--k", type=int, default=20, help="documents of each query that are reranked")
+    parser.add_argument("--saved", type=Path, default=ROOT / "assets" / "rerankers.json")
+    args = parser.parse_args(argv)
+    splits, model = load(args.set), open_encoder()
+    train, dev, encoder = first(splits["train"], args.train), splits["dev"], FastEncoder(model)
+    scorers = {"tokens": LateInteraction(model), **dict(one.split("=", 1) for one in args.rerankers)}
+    training = {}
+    with TemporaryDirectory() as folder:
+        if train.queries:
+            negatives = mixed_negatives(train, dense(train, encoder, k=50), 3, 1)
+            for name, adapter in (("full", False), ("adapters", True)):
+                training[name] = trained(train, negatives, adapter, args.epochs, Path(folder, name))
+                print(name, training[name], flush=True)
+                scorers[name] = Path(folder, name)
+        found = compare_rerankers(dev, dense(dev, encoder, k=50), scorers, k=args.k)
+    pairs = [("adapters", "full")] if training else []
+    if pairs:
+        both = compare_all({name: ndcg(dev.qrels, found.runs[name], 10) for name in ("adapters", "full")}, pairs, "nDCG@10")
+    else: both = []
+    said = [sentence(c, decide(c)) for c in [*found.comparisons, *both]]
+    print(found, *said, sep="\n")
+    command = shlex.join(["python", "bench/rerankers.py", *(sys.argv[1:] if argv is None else argv)])
+    args.saved.write_text(json.dumps({
+        "command": command, "machine": machine(), "set": args.set, "queries": len(dev.queries), "train": len(train.queries), "k": args.k,
+        "table": str(found).splitlines(), "said": said, "training": training,
+        "figures": {s: {m: i.as_dict() for m, i in row.items()} for s, row in found.figures.items()},
+        "comparisons": [asdict(c) for c in [*found.comparisons, *both]],
+        "costs": {s: {"latency": c.latency._asdict(), "weights": c.weights, "grown": c.grown} for s, c in found.costs.items()},
+    }, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__": main()
