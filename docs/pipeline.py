@@ -35,6 +35,7 @@ BOXES = [
     Box("14_training", 4, 3, "Training", "stopped, resumed", RUN),
     Box("15_probe", 1, 3, "Probe", "what it knows now"),
     Box("16_pairs", 0, 3, "Pairs", "what a reranker reads"),
+    Box("17_flag", 2, 0, "FlagEmbedding", "another trainer"),
     Box("80_report", 4, 1, "Report", "one HTML file", RUN),
     Box("90_pipeline", 3, 0, "Pipeline", "all of it, one call", RUN),
     Box("91_cli", 4, 0, "Commands", "run, compare", ("help", "commands.html")),
