@@ -35,7 +35,7 @@ BOXES = [
     Box("14_training", 4, 3, "Training", "stopped, resumed", RUN),
     Box("15_probe", 1, 3, "Probe", "what it knows now"),
     Box("16_pairs", 0, 3, "Pairs", "what a reranker reads"),
-    Box("17_flag", 2, 0, "FlagEmbedding", "another trainer"),
+    Box("17_flag", 4, 2, "FlagEmbedding", "another trainer"),
     Box("80_report", 4, 1, "Report", "one HTML file", RUN),
     Box("90_pipeline", 3, 0, "Pipeline", "all of it, one call", RUN),
     Box("91_cli", 4, 0, "Commands", "run, compare", ("help", "commands.html")),
@@ -105,6 +105,7 @@ def _flows(high: int) -> list[str]:
         f"M{left(2) - GAP // 2} {across}V{under}H{middle(3)}V{top(2) - 5}",                             # runs: to negatives
         f"M{left(3)} {top(2) + high // 2}H{left(2) + WIDE + 5}",                                        # negatives: to embedding
         f"M{left(2)} {top(2) + high // 2}H{left(1) + WIDE + 5}",                                        # the tuned model: among models
+        f"M{left(3) + WIDE} {top(2) + high // 2}H{left(4) - 5}",                                        # negatives: to the other trainer
         f"M{middle(2)} {top(3)}V{top(2) + high + 5}",                                                   # adapters: to embedding
         f"M{middle(3)} {top(3)}V{below}H{middle(2) + GAP}V{top(2) + high + 5}",                         # losses: to embedding
         f"M{middle(4)} {top(3)}V{below}H{middle(2) + GAP}V{top(2) + high + 5}",                         # training: the same way

@@ -23,6 +23,23 @@ from .reranker import open_reranker
 
 log = logging.getLogger(__name__)
 
+# %% ../nbs/17_flag.ipynb #ff21e9c8
+MODULE = "FlagEmbedding.finetune.reranker.encoder_only.base"   # its own entry
+
+def _command(
+    work:Path, group_size:int, epochs:int, lr:float, batch_size:int, tokens:tuple[int, int], seed:int, processes:int, taught:bool
+) -> list[str]:
+    "What starts FlagEmbedding's trainer."
+    device = best_device()
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    settings = {"model_name_or_path": work / "start", "train_data": work / "rows.jsonl", "output_dir": work / "trained", "cache_path": work,
+                "train_group_size": group_size, "query_max_len": tokens[0], "passage_max_len": tokens[1], "num_train_epochs": epochs,
+                "learning_rate": lr, "lr_scheduler_type": "linear", "warmup_steps": .1, "weight_decay": 0., "seed": seed,
+                "per_device_train_batch_size": batch_size, "dataloader_drop_last": True, "knowledge_distillation": taught,
+                "use_cpu": device == "cpu", "bf16": best_dtype(device) is torch.bfloat16, "save_strategy": "no", "report_to": "none",
+                "logging_strategy": "no", "disable_tqdm": True}
+    return [sys.executable, *several, "-m", MODULE, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
+
 # %% ../nbs/17_flag.ipynb #4460f43c
 def _needed(
 ) -> None:
@@ -58,23 +75,7 @@ def open_flag(
     read = min(512, reranker.tokenizer.model_max_length, getattr(reranker.model.config, "max_position_embeddings", 512))
     return FlagScorer(reranker, read)
 
-# %% ../nbs/17_flag.ipynb #ff21e9c8
-MODULE = "FlagEmbedding.finetune.reranker.encoder_only.base"   # its own entry
-
-def _command(
-    work:Path, group_size:int, epochs:int, lr:float, batch_size:int, tokens:tuple[int, int], seed:int, processes:int, taught:bool
-) -> list[str]:
-    "What starts FlagEmbedding's trainer."
-    device = best_device()
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    settings = {"model_name_or_path": work / "start", "train_data": work / "rows.jsonl", "output_dir": work / "trained", "cache_path": work,
-                "train_group_size": group_size, "query_max_len": tokens[0], "passage_max_len": tokens[1], "num_train_epochs": epochs,
-                "learning_rate": lr, "lr_scheduler_type": "linear", "warmup_steps": .1, "weight_decay": 0., "seed": seed,
-                "per_device_train_batch_size": batch_size, "dataloader_drop_last": True, "knowledge_distillation": taught,
-                "use_cpu": device == "cpu", "bf16": best_dtype(device) is torch.bfloat16, "save_strategy": "no", "report_to": "none",
-                "logging_strategy": "no", "disable_tqdm": True}
-    return [sys.executable, *several, "-m", MODULE, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
-
+# %% ../nbs/17_flag.ipynb #5da92f5c
 def _unscored(
     sides:Mapping[str, tuple[list[str], list[str]]],  # query id -> its positives, its negatives
     teacher:Run
