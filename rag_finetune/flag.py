@@ -93,7 +93,7 @@ def train_flag(
     epochs:int=1,                            # passes over the queries
     lr:float=1e-4,                           # peak learning rate
     batch_size:int=16,                       # queries in a step
-    tokens:tuple[int, int]=(64, 192),        # read of a query and of a document; a pair is cut at their sum
+    tokens:tuple[int, int]=(64, 192),        # a pair is cut at their sum, a query at the first and a quarter of the second
     seed:int=0,                              # of a fresh head, and of everything drawn
     processes:int=1                          # above 1: by torchrun, which listens on all network addresses
 ) -> Path:  # the folder, which `open_reranker`, `CrossEncoder` and `FlagReranker` open

@@ -100,7 +100,7 @@ def test_what_the_trainer_would_choke_on_is_told_before_it_starts(folder, data, 
     with pytest.raises(DataError, match="64 and 192.* reads 16"): train_flag(data, negatives, tmp_path / "model", folder)
     alien = {q: ["nothing"] for q in negatives}
     with pytest.raises(DataError, match="'nothing', which is not in the corpus"): train_flag(data, alien, tmp_path / "model", folder)
-    few = {q: {d: 1. for d in list(data.corpus)[:2]} for q in data.queries}
+    few = dict.fromkeys(data.queries, dict.fromkeys(list(data.corpus)[:2], 1.))
     with pytest.raises(DataError, match="teacher has no score"): train_flag(data, negatives, tmp_path / "model", folder, few)
     right = {q: data.positives(q) for q in data.queries}   # none is left once they are taken out
     with pytest.raises(DataError, match="0 queries .* do not fill"): train_flag(data, right, tmp_path / "model", folder)
