@@ -101,7 +101,7 @@ def train_flag(
     _needed()
     folder = Path(out)
     refuse_used(folder, "out")
-    sides = {q: both for q, both in _sides(train, negatives).items() if both[1]}
+    sides = {q: both for q, both in _sides(train, {q: [*docs] for q, docs in negatives.items()}).items() if both[1]}
     if teacher is not None and (unknown := _unscored(sides, teacher)):
         raise DataError(f"{train.name}: the teacher has no score of document {unknown[1]!r} for query {unknown[0]!r}; it needs one for "
                         "every document of the rows; score them (`rerank`)")
