@@ -45,7 +45,7 @@ MAY_IMPORT = {
 }
 # what is slow to import, or changes what a machine must have: package -> modules that may import it, besides pipeline and cli
 HEAVY = {
-    "torch": "models ladder training embedding reranker lora losses probe",
+    "torch": "models ladder training embedding reranker flag lora losses probe",
     "sentence_transformers": "models ladder training embedding reranker lora losses probe",
     "transformers": "models training embedding reranker lora losses",
     "datasets": "data embedding reranker lora losses",
@@ -55,6 +55,7 @@ HEAVY = {
     "sklearn": "ladder synthetic probe",
     "umap": "probe",
     "bertopic": "probe",
+    "FlagEmbedding": "flag",
     "openai": "synthetic",
     "instructor": "synthetic",
     "streamlit": "review",
