@@ -18,8 +18,9 @@ setup(
     classifiers=[f"Intended Audience :: {settings['audience']}", "Programming Language :: Python :: 3 :: Only", "Typing :: Typed"],
     install_requires=lines("requirements"),
     # the tests open the site in a browser, so they need what builds it, and let the real clients talk to a server of their own
-    extras_require={"dev": [line for key in ("dev", "docs", "llm", "review", "topics", "int8") for line in lines(f"{key}_requirements")],
-                    **{key: lines(f"{key}_requirements") for key in ("docs", "llm", "review", "topics", "int8", "gpu")}},
+    extras_require={"dev": [line for key in ("dev", "docs", "llm", "review", "topics", "int8", "flag")
+                            for line in lines(f"{key}_requirements")],
+                    **{key: lines(f"{key}_requirements") for key in ("docs", "llm", "review", "topics", "int8", "flag", "gpu")}},
     entry_points={"console_scripts": lines("console_scripts")},
     # data/ stays at the top of the repository, and is importlib.resources.files("rag_finetune.bundled") once installed
     packages=["rag_finetune", "rag_finetune.bundled"],

@@ -312,6 +312,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'rag_finetune.flag.FlagScorer.predict': ('flag.html#flagscorer.predict', 'rag_finetune/flag.py'),
                                    'rag_finetune.flag._command': ('flag.html#_command', 'rag_finetune/flag.py'),
                                    'rag_finetune.flag._needed': ('flag.html#_needed', 'rag_finetune/flag.py'),
+                                   'rag_finetune.flag._unscored': ('flag.html#_unscored', 'rag_finetune/flag.py'),
                                    'rag_finetune.flag.open_flag': ('flag.html#open_flag', 'rag_finetune/flag.py'),
                                    'rag_finetune.flag.train_flag': ('flag.html#train_flag', 'rag_finetune/flag.py')},
             'rag_finetune.ladder': { 'rag_finetune.ladder._classify': ('ladder.html#_classify', 'rag_finetune/ladder.py'),

@@ -17,11 +17,28 @@ import numpy as np
 import torch
 
 from .core import DataError, Dataset, Run
-from .data import refuse_used, write_flag
-from .models import best_device, best_dtype, model_folder
+from .data import _sides, refuse_used, write_flag
+from .models import _json, best_device, best_dtype, model_folder
 from .reranker import open_reranker
 
 log = logging.getLogger(__name__)
+
+# %% ../nbs/17_flag.ipynb #ff21e9c8
+MODULE = "FlagEmbedding.finetune.reranker.encoder_only.base"   # its own entry
+
+def _command(
+    work:Path, group_size:int, epochs:int, lr:float, batch_size:int, tokens:tuple[int, int], seed:int, processes:int, taught:bool
+) -> list[str]:
+    "What starts FlagEmbedding's trainer."
+    device = best_device()
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    settings = {"model_name_or_path": work / "start", "train_data": work / "rows.jsonl", "output_dir": work / "trained", "cache_path": work,
+                "train_group_size": group_size, "query_max_len": tokens[0], "passage_max_len": tokens[1], "num_train_epochs": epochs,
+                "learning_rate": lr, "lr_scheduler_type": "linear", "warmup_steps": .1, "weight_decay": 0., "seed": seed,
+                "per_device_train_batch_size": batch_size, "dataloader_drop_last": True, "knowledge_distillation": taught,
+                "use_cpu": device == "cpu", "bf16": best_dtype(device) is torch.bfloat16, "save_strategy": "no", "report_to": "none",
+                "logging_strategy": "no", "disable_tqdm": True}
+    return [sys.executable, *several, "-m", MODULE, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
 
 # %% ../nbs/17_flag.ipynb #4460f43c
 def _needed(
@@ -44,28 +61,27 @@ def open_flag(
     name:str|Path,         # a folder, or a hub name like BAAI/bge-reranker-v2-m3
     device:str|None=None   # "cuda", "cpu"; the best there is if None
 ) -> FlagScorer:
-    "Open a reranker by FlagEmbedding, from safetensors, without running any code of its author."
+    "Open a reranker by FlagEmbedding, from safetensors, without running any code of its author; it reads 512 tokens or what it can."
     _needed()
     from FlagEmbedding import FlagReranker
     folder, device = model_folder(name), device or best_device()
-    return FlagScorer(FlagReranker(str(folder), use_fp16=device == "cuda", trust_remote_code=False, devices=[device]))
+    made = _json(folder / "config.json").get("architectures") or ["nothing"]
+    if not str(made[0]).endswith("ForSequenceClassification"):
+        raise DataError(f"{folder}: holds {made[0]}, which has no trained head; FlagReranker would draw one and return noise; "
+                        "train it first (`train_flag`)")
+    reranker = FlagReranker(str(folder), use_fp16=device == "cuda", trust_remote_code=False, devices=[device])
+    if (labels := reranker.model.config.num_labels) != 1:
+        raise DataError(f"{folder}: gives {labels} scores for a pair, which FlagReranker would mix up; a reranker gives one")
+    read = min(512, reranker.tokenizer.model_max_length, getattr(reranker.model.config, "max_position_embeddings", 512))
+    return FlagScorer(reranker, read)
 
-# %% ../nbs/17_flag.ipynb #ff21e9c8
-MODULE = "FlagEmbedding.finetune.reranker.encoder_only.base"   # its own entry
-
-def _command(
-    work:Path, group_size:int, epochs:int, lr:float, batch_size:int, tokens:tuple[int, int], seed:int, processes:int, taught:bool
-) -> list[str]:
-    "What starts FlagEmbedding's trainer."
-    device = best_device()
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    settings = {"model_name_or_path": work / "start", "train_data": work / "rows.jsonl", "output_dir": work / "trained", "cache_path": work,
-                "train_group_size": group_size, "query_max_len": tokens[0], "passage_max_len": tokens[1], "num_train_epochs": epochs,
-                "learning_rate": lr, "lr_scheduler_type": "linear", "warmup_steps": .1, "weight_decay": 0., "seed": seed,
-                "per_device_train_batch_size": batch_size, "dataloader_drop_last": True, "knowledge_distillation": taught,
-                "use_cpu": device == "cpu", "bf16": best_dtype(device) is torch.bfloat16, "save_strategy": "no", "report_to": "none",
-                "logging_strategy": "no", "disable_tqdm": True}
-    return [sys.executable, *several, "-m", MODULE, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
+# %% ../nbs/17_flag.ipynb #5da92f5c
+def _unscored(
+    sides:Mapping[str, tuple[list[str], list[str]]],  # query id -> its positives, its negatives
+    teacher:Run
+) -> tuple[str, str]|None:  # a query and a document
+    "The first pair that the teacher does not score."
+    return next(((q, d) for q, both in sides.items() for docs in both for d in docs if d not in teacher.get(q, {})), None)
 
 def train_flag(
     train:Dataset,                           # labelled queries and the corpus
@@ -77,7 +93,7 @@ def train_flag(
     epochs:int=1,                            # passes over the queries
     lr:float=1e-4,                           # peak learning rate
     batch_size:int=16,                       # queries in a step
-    tokens:tuple[int, int]=(64, 192),        # read of a query and of a document; a pair is cut at their sum
+    tokens:tuple[int, int]=(64, 192),        # a pair is cut at their sum, a query at the first and a quarter of the second
     seed:int=0,                              # of a fresh head, and of everything drawn
     processes:int=1                          # above 1: by torchrun, which listens on all network addresses
 ) -> Path:  # the folder, which `open_reranker`, `CrossEncoder` and `FlagReranker` open
@@ -85,18 +101,25 @@ def train_flag(
     _needed()
     folder = Path(out)
     refuse_used(folder, "out")
-    kept = {q: docs for q, docs in negatives.items() if docs and train.positives(q)}
+    sides = {q: both for q, both in _sides(train, {q: [*docs] for q, docs in negatives.items()}).items() if both[1]}
+    if teacher is not None and (unknown := _unscored(sides, teacher)):
+        raise DataError(f"{train.name}: the teacher has no score of document {unknown[1]!r} for query {unknown[0]!r}; it needs one for "
+                        "every document of the rows; score them (`rerank`)")
+    kept = {q: wrong for q, (_, wrong) in sides.items()}
     if len(kept) < batch_size * processes:
         raise DataError(f"{train.name}: {len(kept)} queries with a relevant document and negatives do not fill a step of {batch_size} "
                         f"in {processes} process{'es' * (processes > 1)}; give more, or a smaller batch_size")
     if left := len(kept) % (batch_size * processes):
         log.warning("FlagEmbedding takes whole batches only: %d of %d queries, other ones in each epoch, are left out", left, len(kept))
+    start = open_reranker(name, "cpu", seed)
+    if sum(tokens) > (reads := start.max_seq_length or sum(tokens)):
+        raise DataError(f"tokens: {tokens[0]} and {tokens[1]} make pairs of {sum(tokens)}, and the model reads {reads}; take fewer")
     rows = Dataset(train.corpus, {q: train.queries[q] for q in kept}, {q: train.qrels[q] for q in kept}, train.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(f".{folder.name}-*"): shutil.rmtree(stale)   # of a training that was killed
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
         work = Path(made)
-        open_reranker(name, "cpu", seed).save_pretrained(str(work / "start"), create_model_card=False)
+        start.save_pretrained(str(work / "start"), create_model_card=False)
         write_flag(rows, work / "rows.jsonl", kept, teacher)
         command = _command(work, group_size, epochs, lr, batch_size, tokens, seed, processes, teacher is not None)
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"})

@@ -1,6 +1,7 @@
 "What a user relies on with FlagEmbedding: its own trainer, in a folder that both libraries open, whole or not at all."
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from notebooks import ROOT
 from sentence_transformers import CrossEncoder
 from tiny import tiny_data, tiny_model
 from torch import nn
+from transformers import AutoConfig, BertForSequenceClassification
 
 from rag_finetune.core import DataError
 from rag_finetune.flag import FlagScorer, open_flag, train_flag
@@ -36,7 +39,7 @@ def run(data, folder): return dense(data, FastEncoder(open_encoder(folder, "cpu"
 def negatives(data, run): return mixed_negatives(data, run, 2, 2)
 
 
-SETTINGS = dict(group_size=5, epochs=6, lr=3e-3, tokens=(10, 10))
+SETTINGS = dict(group_size=5, epochs=6, lr=3e-3, tokens=(8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,49 @@ def test_bad_input_is_refused_before_anything_starts(folder, data, negatives, tm
     with pytest.raises(DataError, match="5 queries .* do not fill a step of 16"): train_flag(data, few, tmp_path / "few", folder)
     with pytest.raises(DataError, match="no such folder"): train_flag(data, negatives, tmp_path / "none", tmp_path / "nothing")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["used"]
+
+
+def test_a_model_without_a_trained_head_is_no_reranker(folder, trained, tmp_path):
+    with pytest.raises(DataError, match="BertModel.*noise"): open_flag(folder, "cpu")
+    shutil.copytree(trained, tmp_path / "three")
+    BertForSequenceClassification(AutoConfig.from_pretrained(trained, num_labels=3)).save_pretrained(tmp_path / "three")
+    with pytest.raises(DataError, match="3 scores for a pair"): open_flag(tmp_path / "three", "cpu")
+
+
+def test_a_document_is_cut_to_what_the_model_reads(trained):
+    scorer = open_flag(trained, "cpu")
+    long = [("where is my car", "the red car " * 12)]   # 37 tokens and more, of a model that has 32 positions and reads 16
+    np.testing.assert_allclose(scorer.predict(long), FastScorer(open_reranker(trained, "cpu")).predict(long), atol=1e-5)
+    assert scorer.max_length == 16
+
+
+def test_what_the_trainer_would_choke_on_is_told_before_it_starts(folder, data, negatives, tmp_path):
+    with pytest.raises(DataError, match="64 and 192.* reads 16"): train_flag(data, negatives, tmp_path / "model", folder)
+    alien = {q: ["nothing"] for q in negatives}
+    with pytest.raises(DataError, match="'nothing', which is not in the corpus"): train_flag(data, alien, tmp_path / "model", folder)
+    few = dict.fromkeys(data.queries, dict.fromkeys(list(data.corpus)[:2], 1.))
+    with pytest.raises(DataError, match="teacher has no score"): train_flag(data, negatives, tmp_path / "model", folder, few)
+    right = {q: data.positives(q) for q in data.queries}   # none is left once they are taken out
+    with pytest.raises(DataError, match="0 queries .* do not fill"): train_flag(data, right, tmp_path / "model", folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_flagembedding_stays_optional(tmp_path):
+    (tmp_path / "without.py").write_text("""
+import importlib.util, sys
+import pytest
+class Without:   # as if it were not installed
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "FlagEmbedding": raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Without())
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "FlagEmbedding" else find(name, package)
+from rag_finetune.core import DataError
+from rag_finetune.flag import open_flag, train_flag
+with pytest.raises(DataError, match=r"pip install .rag_finetune\\[flag\\]"): open_flag("default")
+with pytest.raises(DataError, match=r"pip install .rag_finetune\\[flag\\]"): train_flag(None, {}, "out")
+""")
+    subprocess.run([sys.executable, tmp_path / "without.py"], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 def test_queries_that_fill_no_batch_are_told(folder, data, negatives, tmp_path, caplog):

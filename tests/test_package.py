@@ -46,7 +46,7 @@ MAY_IMPORT = {
 }
 # what is slow to import, or changes what a machine must have: package -> modules that may import it, besides pipeline and cli
 HEAVY = {
-    "torch": "models ladder training embedding reranker rerankers lora losses probe",
+    "torch": "models ladder training embedding reranker rerankers flag lora losses probe",
     "sentence_transformers": "models ladder training embedding reranker lora losses probe",
     "transformers": "models training embedding reranker lora losses tiers",
     "datasets": "data embedding reranker lora losses",
@@ -56,6 +56,7 @@ HEAVY = {
     "sklearn": "ladder synthetic probe tiers",
     "umap": "probe",
     "bertopic": "probe",
+    "FlagEmbedding": "flag",
     "openai": "synthetic",
     "instructor": "synthetic",
     "streamlit": "review",
@@ -120,7 +121,7 @@ def test_metadata_is_that_of_settings_ini():
     assert len([line for line in requires("rag_finetune") if "extra ==" not in line]) == len(settings()["requirements"].split())
 
 def test_every_dependency_says_why():
-    extras = ("llm", "review", "topics", "int8", "gpu", "dev", "docs")
+    extras = ("llm", "review", "topics", "int8", "flag", "gpu", "dev", "docs")
     for key in ("requirements", *(f"{extra}_requirements" for extra in extras)):
         block = (ROOT / "settings.ini").read_text(encoding="utf-8").split(f"\n{key} =\n")[1].split("\n\n")[0].splitlines()
         reasons = [line.strip().startswith("#") for line in block]
@@ -129,7 +130,7 @@ def test_every_dependency_says_why():
 def test_every_dependency_is_locked_and_the_lock_names_no_place():
     lock = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     locked = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lock.splitlines() if not line.startswith("#")}
-    keys = [f"{extra}requirements" for extra in ("", "llm_", "review_", "topics_", "int8_", "dev_", "docs_")]
+    keys = [f"{extra}requirements" for extra in ("", "llm_", "review_", "topics_", "int8_", "flag_", "dev_", "docs_")]
     wanted = [line for key in keys for line in settings()[key].split()]
     assert {re.sub(r"[-_.]+", "-", re.split(r"[=<>]", line)[0]).lower() for line in wanted} <= locked
     assert all(re.fullmatch(r"#.*|[\w.-]+==[\w.]+", line) for line in lock.splitlines()), "only name==version"
