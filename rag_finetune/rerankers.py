@@ -94,13 +94,14 @@ def peak_growth(
     What earlier work has freed and the process kept is used again unseen, so the first of several is told most exactly."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        used = torch.cuda.memory_allocated()
         work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated() - used) / 2**20
+    before:float|None = None
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")   # resets VmHWM (man 5 proc)
         before = _held("VmRSS")
-    except OSError: before = None
+    except OSError: pass   # no such account here
     work()
     return None if before is None else max(0., _held("VmHWM") - before)
 
