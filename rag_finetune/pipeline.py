@@ -8,10 +8,10 @@ __all__ = ['log', 'STRENGTHS', 'ADAPTERS', 'SAYS', 'BLENDS', 'CHEAP_BLENDS', 'TU
            'UNFINISHED', 'BEGUN', 'Prepared', 'prepare', 'warned', 'refuse', 'unused', 'token_counts', 'too_long',
            'uses_file', 'record_use', 'Remembering', 'Rung', 'blend', 'why_no_classifier', 'cheap_rungs', 'tuned_rungs',
            'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'along', 'train_best', 'RememberedPairs', 'Tier',
-           'tier', 'given_tiers', 'tier_rungs', 'joined', 'foremost', 'Tiers', 'two_tiers', 'train_reranker',
-           'second_tier', 'times', 'slices', 'comparisons', 'changed_queries', 'separation', 'query_map', 'not_taught',
-           'forgetting', 'model_card', 'Clock', 'environment', 'processor', 'new_folder', 'measured', 'save_model',
-           'write_outcome', 'refit', 'on_test', 'run']
+           'tier', 'given_tiers', 'tier_rungs', 'joined', 'foremost', 'Tiers', 'two_tiers', 'train_reranker', 'times',
+           'SecondTier', 'slices', 'comparisons', 'changed_queries', 'separation', 'query_map', 'not_taught',
+           'forgetting', 'model_card', 'reranker_card', 'Clock', 'environment', 'processor', 'new_folder', 'measured',
+           'save_model', 'write_outcome', 'refit', 'on_test', 'opened', 'run']
 
 # %% ../nbs/90_pipeline.ipynb #ff5082f4
 import json, logging, os, platform, re, shutil, time
@@ -477,18 +477,6 @@ def train_reranker(
     return model, fine_tune_reranker(model, train, dev, first(dev) if dev else None, negatives, k=READ[1], epochs=2,
                                      stop_after=stop_after, seed=seed, checkpoints=checkpoints)
 
-def second_tier(
-    qrels:Qrels, runs:Mapping[str, Run],     # of the test queries
-    single:str, double:str,                  # the best system of dev without a second tier, and the best with one
-    setting:tuple[int, float],               # of the latter
-    times:Mapping[str, Any],                 # milliseconds
-    worth:float, seed:int
-) -> dict[str, Any]:  # first, system, documents, weight, sentence, comparison, milliseconds
-    "Whether the second tier earned its latency."
-    c = compare(ndcg(qrels, runs[double], 10), ndcg(qrels, runs[single], 10), double, single, DECIDES, seed)
-    return {"first": single, "system": double, "documents": setting[0], "weight": setting[1], "milliseconds": times,
-            "sentence": sentence(c, decide(c, worth), worth), "comparison": c.as_dict()}
-
 def times(
     dev:Dataset, encoder:Remembering,        # whose queries; who encodes them
     run:Run, scorer:PairScorer, k:int,       # the first stage's, and who reads `k` documents of it
@@ -500,6 +488,49 @@ def times(
     told = {"encoding the query": latency(lambda q: encode_queries(encoder.model, [q]), list(found)),
             "reranking": latency(lambda q: scorer.predict([(q, d) for d in found[q]]), list(found))}
     return {what: t._asdict() for what, t in told.items()}
+
+class SecondTier:
+    "The rerankers of a run: chosen on dev behind the first stages, trained again where dev is given back, asked once on test."
+    def __init__(
+        self, name:str,         # of the reranker, as `open_reranker` takes it
+        base:Remembering,       # the embedding model as it comes
+        seed:int, checkpoints:Path  # of its trainings; what lies there is gone on with
+    ):
+        self.name, self.base, self.seed, self.checkpoints, self.given = name, base, seed, checkpoints, given_tiers(base, name)
+
+    def choose(self, train:Dataset, dev:Dataset, near:Remembering, cheap:Choice, tuned:Choice) -> list[Choice]:  # cheap, tuned
+        "Both choices and what dev chose of every reranker behind their systems; `near` is the fine-tuned model."
+        self.single, self.stages = joined(cheap, tuned), (foremost(cheap), foremost(tuned), foremost(cheap, tuned))
+        self.model, self.curve = train_reranker(self.name, train, near, dev, None, self.seed, self.checkpoints / "reranker")
+        behind = two_tiers(dev, self.single.runs, self._tiers(near), *self.stages)
+        return [joined(c, choose(rungs, {}, dev.qrels, {})) for c, rungs in zip((cheap, tuned), behind)]
+
+    def refit(self, learnt:Dataset, final:Remembering) -> None:
+        "The same training on all labelled queries, for the epochs that dev kept."
+        folder = self.checkpoints / "reranker-refit"
+        self.model, _ = train_reranker(self.name, learnt, final, None, self.curve.best, self.seed, folder)
+
+    def answer(self, test:Dataset, runs:Mapping[str, Run], final:Remembering, settings:Mapping[str, Any]) -> dict[str, Run]:
+        "Every reranker's one run over the test queries, behind what the single systems returned."
+        self.last = self._tiers(final)
+        without, needed = two_tiers(test, runs, self.last, *self.stages)
+        return answer(without | needed, {}, settings)
+
+    def outcome(
+        self, dev:Dataset, qrels:Qrels, runs:Mapping[str, Run],  # where time is taken; the test's judgements and runs
+        scores:Mapping[str, float], settings:Mapping[str, Any],  # of dev
+        worth:float
+    ) -> dict[str, Any]:  # first, system, documents, weight, milliseconds, sentence, comparison
+        "Whether the second tier earned its latency: dev's best system with one against dev's best without, on test."
+        double = max((s for s in scores if s not in self.single.scores), key=scores.__getitem__)
+        single, (k, weight) = self.stages[-1], settings[double]
+        cost = times(dev, self.base, self.single.runs[double.rpartition("+")[0]], self.last.of(double).scorer.scorer, k)
+        c = compare(ndcg(qrels, runs[double], 10), ndcg(qrels, runs[single], 10), double, single, DECIDES, self.seed)
+        return {"first": single, "system": double, "documents": k, "weight": weight, "milliseconds": cost,
+                "sentence": sentence(c, decide(c, worth), worth), "comparison": c.as_dict()}
+
+    def _tiers(self, near:Remembering) -> Tiers:
+        return Tiers(self.given, tier(LateInteraction(near.model), COMPARED), tier(FastScorer(self.model), READ))
 
 # %% ../nbs/90_pipeline.ipynb #dba761dd
 METRICS = ("accuracy@1", "accuracy@3", "recall@10", "MRR@10", "nDCG@10")
@@ -604,28 +635,54 @@ def forgetting(
             "curve": [{"share": s, "dev": points(trained.along[s]), "other": points(way[s])} for s in way]}
 
 # %% ../nbs/90_pipeline.ipynb #ba6991de
+def _cell(figure:Mapping[str, float]) -> str: return f"{figure['mean']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+
+def _card(
+    results:Mapping[str, Any],      # as in results.json
+    task:str, how:str,              # the hub's name of what the model does; how it was trained
+    columns:Mapping[str, str],      # heading -> system
+    told:Sequence[str]              # lines below the table
+) -> str:  # Markdown
+    "What every model card says."
+    data, systems = results["dataset"], results["systems"]
+    rows = [f"| {m} | {' | '.join(_cell(systems[s][m]) for s in columns.values())} |" for m in METRICS]
+    return "\n".join([
+        "---", "library_name: sentence-transformers", f"pipeline_tag: {task}", "---", f"# Fine-tuned on {data['name']}", "", how, "",
+        f"Data: {data['train']:,} training queries, {data['dev']:,} dev, {data['test']:,} test, {data['documents']:,} documents "
+        f"(fingerprint of the test split: {data['fingerprint']['test']})."
+        + (" Trained on train and dev after dev had chosen." if data["dev_carved"] else ""), "",
+        f"| on test, {systems['base'][DECIDES]['n']} queries, 95% interval | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|",
+        *rows, "", *[line for text in told for line in (text, "")],
+        "Limits: measured on this test split alone, with one training seed. Queries of another kind, other documents and other languages "
+        "were not measured. Texts longer than the model's context are cut.", ""])
+
 def model_card(
     results:Mapping[str, Any]  # as in results.json
 ) -> str:  # Markdown
     "What the saved model is, what it was measured to do, and what that does not say."
-    data, verdict, settings, made = (results[k] for k in ("dataset", "verdict", "settings", "environment"))
-    base, tuned = results["systems"]["base"], results["systems"]["tuned"]
-    def cell(i): return f"{i['mean']:.3f} [{i['low']:.3f}, {i['high']:.3f}]"
-    other = results["forgetting"]
-    told = [f"On {other['set']}, which it was not trained for: {other['sentence']}.", ""] if other else []
-    figures = [f"| {m} | {cell(base[m])} | {cell(tuned[m])} |" for m in METRICS]
-    return "\n".join([
-        "---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity", "---", f"# Fine-tuned on {data['name']}", "",
-        f"{made['base model']}, fine-tuned by rag_finetune {made['rag_finetune']}: {settings['recipe']}, "
-        f"{settings['epochs']} epochs, learning rate {settings['lr']}, "
-        f"{settings['share']:g} of the way from the base model, seed {settings['seed']}.", "",
-        f"Data: {data['train']:,} training queries, {data['dev']:,} dev, {data['test']:,} test, {data['documents']:,} documents "
-        f"(fingerprint of the test split: {data['fingerprint']['test']})."
-        + (" Trained on train and dev after dev had chosen." if data["dev_carved"] else ""), "",
-        f"| on test, {tuned[DECIDES]['n']} queries, 95% interval | base | this model |", "|---|---|---|", *figures, "",
-        f"Verdict on the system that dev chose: {verdict['sentence']}.", "", *told,
-        "Limits: measured on this test split alone, with one training seed. Queries of another kind, other documents and other languages "
-        "were not measured. Texts longer than the model's context are cut.", ""])
+    settings, made, other = (results[k] for k in ("settings", "environment", "forgetting"))
+    told = [f"Verdict on the system that dev chose: {results['verdict']['sentence']}."]
+    if other: told.append(f"On {other['set']}, which it was not trained for: {other['sentence']}.")
+    return _card(results, "sentence-similarity",
+                 f"{made['base model']}, fine-tuned by rag_finetune {made['rag_finetune']}: {settings['recipe']}, "
+                 f"{settings['epochs']} epochs, learning rate {settings['lr']}, "
+                 f"{settings['share']:g} of the way from the base model, seed {settings['seed']}.",
+                 {"base": "base", "this model": "tuned"}, told)
+
+def reranker_card(
+    results:Mapping[str, Any]  # of a run with a reranker
+) -> str:  # Markdown
+    "The same of the saved reranker, which is judged behind a first stage."
+    settings, made, second = (results[k] for k in ("settings", "environment", "second_tier"))
+    k, weight = settings["tuned+reranker"]
+    start = "all-MiniLM-L6-v2 (embedded) with a fresh head" if settings["reranker"] == "default" else settings["reranker"]
+    return _card(results, "text-ranking",
+                 f"{start}, fine-tuned by rag_finetune {made['rag_finetune']}: ListNet over the judged documents, {HARD} negatives "
+                 f"from the first {RANKS} documents of the fine-tuned embedding model and {EASY} at random for each query, "
+                 f"{settings['reranker epochs']} epochs, seed {settings['seed']}.",
+                 {"fine-tuned embedding model alone": "tuned", f"with its first {k} documents reranked": "tuned+reranker"},
+                 [f"Dev gave the reranker a weight of {weight:g} and the first stage the rest, both standardised.",
+                  f"Dev's best system with a second tier against its best without: {second['sentence']}."])
 
 # %% ../nbs/90_pipeline.ipynb #a2f32c12
 class Clock:
@@ -721,6 +778,8 @@ def write_outcome(
     write_qrels(qrels, folder / "qrels.trec")
     for name, run in runs.items(): write_run(run, folder / "runs" / f"{name}.trec", name)
     with atomic(folder / "model" / "README.md") as file: file.write(model_card(results))
+    if results["second_tier"]:
+        with atomic(folder / "reranker" / "README.md") as file: file.write(reranker_card(results))
     write_report(dict(results), dict(details), folder / "report.html")
     with atomic(folder / "details.json") as file: json.dump(details, file, indent=1)
     with atomic(folder / "results.json") as file: json.dump(results, file, indent=1)
@@ -749,6 +808,23 @@ def on_test(
     rungs = cheap_rungs(train, test, base, classify, seed) | tuned_rungs(train, test, tuned, classify, seed)
     return answer(rungs, CHEAP_BLENDS | TUNED_BLENDS, settings)
 
+def opened(
+    data:str|Path, model:str,         # as `read_any` and `open_encoder` take them
+    train_limit:int|None, seed:int,
+    strict:bool                       # `DataError` at anything that is found
+) -> tuple[Prepared, Remembering]:  # with all that there is to say before anything is measured; the base model
+    "What a run begins with."
+    given = read_any(data)
+    splits, carved, warnings, found = prepare(given.splits, train_limit, seed, given.negatives)
+    base = Remembering(open_encoder(model))
+    more = [*of_format(given), *too_long(base.model, splits)]
+    ready = Prepared(splits, carved, [*warnings, *map(warned, more), *unused(given.negatives)], [*found, *more])
+    if strict: refuse(ready.found, splits["test"].name)
+    for line in ready.warnings: log.warning("%s", line)
+    sizes = (len(splits["test"].corpus), *(len(splits[s].queries) for s in ("train", "dev", "test")))
+    log.info("%s: %d documents; queries: %d train, %d dev, %d test", splits["test"].name, *sizes)
+    return ready, base
+
 def run(
     data:str|Path,               # a bundled name, a folder, a file, or hf://datasets/OWNER/NAME, as `data.read_any` takes it
     out:str|Path,                # a new folder
@@ -766,24 +842,15 @@ def run(
     told = {"data": str(data), "model": str(model), "train_limit": train_limit, "epochs": epochs, "worth": worth, "seed": seed,
             "reranker": str(reranker)}
     folder = new_folder(out, told if resume else None)
+    checkpoints = folder / UNFINISHED
     try:
-        with clock("prepare the data"):
-            given = read_any(data)
-            splits, carved, warnings, found = prepare(given.splits, train_limit, seed, given.negatives)
-        base = Remembering(open_encoder(model))
-        more = [*of_format(given), *too_long(base.model, splits)]
-        found, warnings = [*found, *more], [*warnings, *map(warned, more), *unused(given.negatives)]
+        with clock("prepare the data"): (splits, carved, warnings, found), base = opened(data, model, train_limit, seed, strict)
         train, dev, test = (splits[s] for s in ("train", "dev", "test"))
-        if strict: refuse(found, test.name)
-        for line in warnings: log.warning("%s", line)
-        sizes = map(len, (test.corpus, train.queries, dev.queries, test.queries))
-        log.info("%s: %d documents; queries: %d train, %d dev, %d test", test.name, *sizes)
-
+        second = None if reranker == NO_RERANKER else SecondTier(str(reranker), base, seed, checkpoints)
         no_classes = why_no_classifier(train, dev)
         with clock("cheap rungs on dev"):
             cheap = choose(cheap_rungs(train, dev, base, no_classes is None, seed), CHEAP_BLENDS, dev.qrels, {})
         easy = saturated(cheap.scores["base"])
-        ready = {} if reranker == NO_RERANKER else given_tiers(base, reranker)
         if strict: refuse(easy, test.name)
     except BaseException:
         if not resume: folder.rmdir()  # nothing is in it yet
@@ -792,56 +859,41 @@ def run(
     found, warnings = [*found, *easy], [*warnings, *map(warned, easy)]
     recipes = [r if epochs is None else r._replace(epochs=epochs) for r in (FEW if few_documents(train) else MANY)]
     small = judge(dev, [cheap.runs["base"], cheap.runs["bm25"]])
-    (folder / UNFINISHED).mkdir(exist_ok=True)
-    with atomic(folder / UNFINISHED / BEGUN) as file: json.dump(told, file)
-    with clock("fine-tune, dev choosing"): trained = train_best(model, train, small, base, recipes, seed, folder / UNFINISHED)
+    checkpoints.mkdir(exist_ok=True)
+    with atomic(checkpoints / BEGUN) as file: json.dump(told, file)
+    with clock("fine-tune, dev choosing"): trained = train_best(model, train, small, base, recipes, seed, checkpoints)
+    final = Remembering(_kept(base, trained))
     with clock("tuned systems on dev"):
-        rungs = tuned_rungs(train, dev, Remembering(_kept(base, trained)), no_classes is None, seed)
-        tuned = choose(rungs, TUNED_BLENDS, dev.qrels, cheap.runs)
-    one, stages = joined(cheap, tuned), (foremost(cheap), foremost(tuned), foremost(cheap, tuned))
-    def tiers(of, second): return Tiers(ready, tier(LateInteraction(of.model), COMPARED), tier(FastScorer(second), READ))
-    if ready:
-        with clock("second tier, dev choosing"):
-            near = Remembering(_kept(base, trained))
-            second, read = train_reranker(reranker, train, near, dev, None, seed, folder / UNFINISHED / "reranker")
-            behind = two_tiers(dev, one.runs, tiers(near, second), *stages)
-            cheap, tuned = (joined(c, choose(rungs, {}, dev.qrels, {})) for c, rungs in zip((cheap, tuned), behind))
+        tuned = choose(tuned_rungs(train, dev, final, no_classes is None, seed), TUNED_BLENDS, dev.qrels, cheap.runs)
+    if second:
+        with clock("second tier, dev choosing"): cheap, tuned = second.choose(train, dev, final, cheap, tuned)
     chosen, best_cheap = foremost(tuned), foremost(cheap)
+    scores, settings = cheap.scores | tuned.scores, cheap.settings | tuned.settings
 
     learnt = _both(train, dev) if carved else train
     if carved:
-        with clock("refit on train and dev"): trained = refit(model, trained, learnt, base, seed, folder / UNFINISHED / "refit")
-    final = Remembering(_kept(base, trained))
+        with clock("refit on train and dev"): trained = refit(model, trained, learnt, base, seed, checkpoints / "refit")
+        final = Remembering(_kept(base, trained))
     save_model(final.model, folder / "model")
-    if ready:
+    if second:
         if carved:
-            with clock("refit the reranker"):
-                second, _ = train_reranker(reranker, learnt, final, None, read.best, seed, folder / UNFINISHED / "reranker-refit")
-        save_model(second, folder / "reranker")
+            with clock("refit the reranker"): second.refit(learnt, final)
+        save_model(second.model, folder / "reranker")
     uses = record_use(test, f"{model}, {folder}", uses_file())
     if (uses["count"] or 0) > 1: log.warning("this test split was used %d times, this run included; a second dev by now", uses["count"])
-    settings = cheap.settings | tuned.settings
     with clock("test, once"):
         runs = on_test(learnt, test, base, final, settings, seed)
-        if ready:
-            last = tiers(final, second)
-            without, needed = two_tiers(test, runs, last, *stages)
-            runs |= answer(without | needed, {}, settings)
+        if second: runs |= second.answer(test, runs, final, settings)
     with clock("intervals and tests"): figures = measured(learnt, test, runs, chosen, best_cheap, worth, seed)
     with clock("what was forgotten"):
         other = not_taught(learnt)
         forgotten = forgetting(other, base, trained, worth, seed) if other else None
         if forgotten: forgotten |= {"judged": len(small.corpus), "refit": carved}   # what the curve of dev is about
-
-    doubled = None
-    if ready:
-        with clock("what the second tier costs"):
-            double = max((s for s in settings if s not in one.scores), key=(cheap.scores | tuned.scores).__getitem__)
-            first, scorer = double.rpartition("+")[0], last.of(double).scorer.scorer
-            cost = times(dev, base, one.runs[first], scorer, settings[double][0])
-            doubled = second_tier(test.qrels, runs, stages[2], double, settings[double], cost, worth, seed)
     skipped = {} if no_classes is None else dict.fromkeys(CLASSIFIERS, no_classes)
-    if ready and "given-reranker" not in ready: skipped["untrained reranker"] = "its head is new, so what it says is noise"
+    doubled = None
+    if second:
+        with clock("what the second tier costs"): doubled = second.outcome(dev, test.qrels, runs, scores, settings, worth)
+        if "given-reranker" not in second.given: skipped["untrained reranker"] = "its head is new, so what it says is noise"
 
     results = {
         "dataset": {"name": test.name, "fingerprint": {s: d.fingerprint for s, d in splits.items()}, "documents": len(test.corpus),
@@ -850,14 +902,14 @@ def run(
         **figures, "forgetting": forgotten, "second_tier": doubled, "skipped": skipped,
         "settings": {**settings, "recipe": trained.recipe.name, "epochs": trained.epochs, "lr": trained.recipe.lr,
                      "share": trained.share, "reranker": str(reranker),
-                     "reranker epochs": read.best if ready else None, "seed": seed, "train_limit": train_limit, "worth": worth},
+                     "reranker epochs": second.curve.best if second else None, "seed": seed, "train_limit": train_limit, "worth": worth},
         "environment": environment(model, base.model), "resumed": resume, "seconds": dict(clock.seconds)}
     with clock("report"):
         details = {"curves": {r: [p._asdict() for p in c.points] for r, c in trained.curves.items()}, "recipe": trained.recipe.name,
-                   "kept_epoch": trained.epochs, "judged": len(small.corpus), "dev": cheap.scores | tuned.scores,
+                   "kept_epoch": trained.epochs, "judged": len(small.corpus), "dev": scores,
                    "map": query_map(test, base, final, seed=seed),
                    "scores": {"base": separation(test, base), "tuned": separation(test, final)},
                    "queries": changed_queries(test, runs["base"], runs[chosen])}
         write_outcome(results, details, runs, test.qrels, folder)
-    shutil.rmtree(folder / UNFINISHED)
+    shutil.rmtree(checkpoints)
     return results

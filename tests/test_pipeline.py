@@ -11,7 +11,7 @@ from tiny import tiny_data, tiny_model
 from rag_finetune.core import DataError, Dataset, ranking
 from rag_finetune.data import load, read_qrels, read_run, sample, split, write_beir
 from rag_finetune.metrics import evaluate, ndcg
-from rag_finetune import pipeline
+from rag_finetune import pipeline, reranker
 from rag_finetune.embedding import fine_tune
 from rag_finetune.models import fingerprint, open_encoder
 from rag_finetune.reranker import FastScorer, open_reranker
@@ -367,6 +367,31 @@ def test_dev_is_given_back_to_the_reranker_too(made, tmp_path, monkeypatch):
     results = run(tmp_path / "data", tmp_path / "out", str(model), epochs=1, reranker=str(model))
     train, dev = (set(prepare(load(tmp_path / "data")).splits[s].queries) for s in ("train", "dev"))
     assert seen == [(train, dev, None), (train | dev, None, results["settings"]["reranker epochs"])]
+
+
+def test_a_run_that_was_stopped_while_its_reranker_trained_goes_on_from_there(made, doubled, tmp_path, monkeypatch):
+    folder, _, model, _ = made
+    real, scores = reranker.reranked_score, []
+    def stopped(*args):
+        if len(scores) == 2: raise KeyboardInterrupt                      # before training, and after the first epoch
+        return scores.append(real(*args)) or scores[-1]
+    monkeypatch.setattr(reranker, "reranked_score", stopped)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt): run(folder / "data", out, str(model), epochs=2, reranker=str(model))
+    with pytest.raises(DataError, match="reranker"): run(folder / "data", out, str(model), epochs=2, resume=True)
+    first = scores.pop()
+    monkeypatch.setattr(reranker, "reranked_score", lambda *args: scores.append(real(*args)) or scores[-1])
+    results = run(folder / "data", out, str(model), epochs=2, reranker=str(model), resume=True)
+    assert len(scores) == 2 and first not in scores[1:]                   # one epoch was left
+    assert results["systems"] == doubled["systems"] and results["settings"] == doubled["settings"]
+
+
+def test_the_reranker_says_what_it_is(made, doubled):
+    card = (made[0] / "doubled" / "reranker" / "README.md").read_text()
+    k, weight = doubled["settings"]["tuned+reranker"]
+    alone, behind = (f"{doubled['systems'][s]['nDCG@10']['mean']:.3f}" for s in ("tuned", "tuned+reranker"))
+    assert "pipeline_tag: text-ranking" in card and f"first {k} documents reranked" in card and f"a weight of {weight:g}" in card
+    assert any(alone in line and behind in line for line in card.splitlines() if line.startswith("| nDCG@10"))
 
 
 def test_a_missing_reranker_is_told_before_anything_is_trained(made, tmp_path):
