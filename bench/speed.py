@@ -1,13 +1,15 @@
 """How fast are we against what a user would do otherwise? Both sides in one run, turn by turn.
 
-    python bench/speed.py [--parts encoding,int8,training,mining,search] [--rounds 5] [--save]
-                          [--short 800] [--long 60] [--pairs 192] [--epochs 2] [--docs 5000] [--queries 500] [--judged 500]
+    python bench/speed.py [--parts encoding,scoring,int8,training,mining,search] [--rounds 5] [--save]
+                          [--short 800] [--long 60] [--pairs 192] [--epochs 2] [--docs 5000] [--queries 500] [--judged 500] [--asked 30]
 
 `encoding`: `encode_queries`/`encode_documents` against `SentenceTransformer.encode_query`/`encode_document` with their defaults
 (float32, 32 texts a batch), on short texts (the bundled transactions, banking77) and long ones (scifact's abstracts, 230 tokens), in
 float32, in bf16 where the machine multiplies it, and in int8 where OpenVINO is there. Beside it the share of the machine's peak: the
 operations that the texts need, counted from the model's shapes, padding left out, a second, over those of the best plain matrix product
 (`torch.mm`, float32 or bf16, several sizes) measured in the same round; on a CPU in the processor's seconds.
+`scoring`: `FastScorer` against `CrossEncoder.predict` with its defaults (float32, 32 pairs a batch), on the pairs that BM25's first 20
+documents make for some dev queries: the same three precisions, the same peak, and how far any score is from theirs.
 `int8`: what rounding costs: nDCG@10 with float32 and with int8 vectors, query by query, on transactions and scifact (train and dev).
 `training`: `fine_tune` as it comes against the recipe that sentence-transformers documents (MultipleNegativesRankingLoss, float32,
 batches of 32, NO_DUPLICATES), same learning rate, warm-up and epochs: short texts (transactions, banking77), long ones (scifact,
@@ -48,13 +50,14 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import mine_hard_negatives, semantic_search
 from transformers import PrinterCallback
 
-from rag_finetune.core import Dataset
+from rag_finetune.core import Dataset, ranking
 from rag_finetune.data import carve_dev, load, sample, split
 from rag_finetune.embedding import fine_tune, fit, objective
 from rag_finetune.metrics import ndcg
 from rag_finetune.models import FastEncoder, best_device, best_dtype, encode_documents, encode_queries, int8_encoder, open_encoder
 from rag_finetune.negatives import mine
-from rag_finetune.retrieval import dense
+from rag_finetune.reranker import FastScorer, int8_scorer, open_reranker
+from rag_finetune.retrieval import bm25, dense
 from rag_finetune.verdict import compare, decide, sentence
 
 SAVED = Path(__file__).resolve().parent.parent / "assets" / "speed.json"
@@ -216,6 +219,30 @@ def encoding(args, device):
                "sides": {"theirs": lambda o=own, t=texts: o(t), **kinds},
                "notes": {"set": name, "texts": len(texts), "mean tokens": round(statistics.mean(lengths), 1)},
                "notes of": {side: {"least cosine": cosine} for side, cosine in near.items()}}
+
+
+# ---- scoring pairs
+
+def scoring(args, device):
+    model = open_reranker("default", device=device)
+    for name in ("transactions", "scifact"):
+        if not data(name): continue
+        dev = sample(data(name)["dev"], args.asked)
+        pairs = [(dev.queries[q], dev.corpus[d]) for q, scores in bm25(dev, k=20).items() for d in ranking(scores)]
+        kinds = {str(d)[6:]: FastScorer(model, d).predict for d in {torch.float32, best_dtype(device)}}
+        if has_openvino(): kinds["int8"] = int8_scorer(model, pairs[:200]).predict
+        lengths = [len(t) for t in model.tokenizer(pairs, truncation=True)["input_ids"]]
+        def share(side, seconds, lengths=lengths):
+            dtype = torch.bfloat16 if side == "bfloat16" else torch.float32
+            return {"share": operations(model, lengths) / seconds / (best := peak(dtype, device)), "peak": best, "of": str(dtype)[6:]}
+        def theirs(pairs=pairs): return model.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+        expected = theirs()
+        far = {side: round(float(np.abs(f(pairs) - expected).max()), 5) for side, f in kinds.items()}
+        yield {"what": f"score {name}", "unit": "pairs/s", "units": len, "peak": share,
+               "sides": {"theirs": theirs, **{side: lambda f=f, p=pairs: f(p) for side, f in kinds.items()}},
+               "notes": {"set": name, "pairs": len(pairs), "mean tokens": round(statistics.mean(lengths), 1),
+                         "spread of the scores": round(float(expected.std()), 5)},
+               "notes of": {side: {"farthest score": d} for side, d in far.items()}}
 
 
 # ---- what int8 costs
@@ -408,9 +435,9 @@ def search(args, device):
                "notes": {"documents": args.docs, "queries": args.queries}, "notes of": {}}
 
 
-PARTS = {"encoding": encoding, "training": training, "mining": mining, "search": search}
+PARTS = {"encoding": encoding, "scoring": scoring, "training": training, "mining": mining, "search": search}
 HELD = ("training", "mining")   # memory matters
-SIZES = {"short": 800, "long": 60, "pairs": 192, "epochs": 2, "docs": 5000, "queries": 500, "judged": 500}
+SIZES = {"short": 800, "long": 60, "pairs": 192, "epochs": 2, "docs": 5000, "queries": 500, "judged": 500, "asked": 30}
 
 
 def measured(part, args, device):
@@ -435,7 +462,7 @@ def measured(part, args, device):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default="encoding,int8,training,mining,search")
+    parser.add_argument("--parts", default="encoding,scoring,int8,training,mining,search")
     parser.add_argument("--only", help="of a part only the rows whose name has this in it")
     for option, default in {"rounds": 5, "training-rounds": 3, **SIZES}.items():
         parser.add_argument(f"--{option}", type=int, default=default)
