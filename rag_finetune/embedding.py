@@ -480,7 +480,8 @@ def _inputs(
     texts = {name: [column[i] for i in batch] for name, column in rows.columns.items()}
     told = None if rows.labels is None else [rows.labels[i] for i in batch]
     several = told is not None and isinstance(told[0], Sequence)   # a list for each row
-    labels = None if told is None else [torch.tensor(row) for row in told] if several else torch.tensor(told, device=model.device)
+    def on_device(x: Any) -> Tensor: return torch.tensor(x, device=model.device)
+    labels = None if told is None else [on_device(row) for row in told] if several else on_device(told)
     if isinstance(model, CrossEncoder): return list(texts.values()), labels
     prompts = _prompts(cast(Any, model))
     return [_moved(model.preprocess(column, prompt=prompts.get(name)), model.device) for name, column in texts.items()], labels

@@ -6,7 +6,7 @@
 __all__ = ['log', 'MODULE', 'FlagScorer', 'open_flag', 'train_flag']
 
 # %% ../nbs/17_flag.ipynb #e5ff5895
-import importlib.util, logging, os, shutil, subprocess, sys
+import glob, importlib.util, logging, os, shutil, signal, subprocess, sys, threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from .core import DataError, Dataset, Run
@@ -83,6 +84,22 @@ def _unscored(
     "The first pair that the teacher does not score."
     return next(((q, d) for q, both in sides.items() for docs in both for d in docs if d not in teacher.get(q, {})), None)
 
+def _ended(
+    command:list[str]  # starts the trainer
+) -> tuple[int, str]:  # its exit status, and what it said of errors
+    "Wait for a process that ends when this one is asked to."
+    def stop(*_: Any) -> None: raise SystemExit(128 + signal.SIGTERM)
+    asked = threading.current_thread() is threading.main_thread()   # only there can signals be caught
+    before = signal.signal(signal.SIGTERM, stop) if asked else None
+    quiet = os.environ | {"TOKENIZERS_PARALLELISM": "false"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=quiet) as trainer:
+        try:
+            _, said = trainer.communicate()
+            return trainer.returncode, said
+        finally:
+            if trainer.poll() is None: trainer.terminate()
+            if asked: signal.signal(signal.SIGTERM, before)
+
 def train_flag(
     train:Dataset,                           # labelled queries and the corpus
     negatives:Mapping[str, Sequence[str]],   # query id -> documents that do not answer it, as `reranker.mixed_negatives` returns them
@@ -97,7 +114,7 @@ def train_flag(
     seed:int=0,                              # of a fresh head, and of everything drawn
     processes:int=1                          # above 1: by torchrun, which listens on all network addresses
 ) -> Path:  # the folder, which `open_reranker`, `CrossEncoder` and `FlagReranker` open
-    "Train a reranker by FlagEmbedding's own trainer; the folder is there as a whole or not at all."
+    "Train a reranker by FlagEmbedding's own trainer; the folder is there as a whole or not at all, and what was stopped begins anew."
     _needed()
     folder = Path(out)
     refuse_used(folder, "out")
@@ -116,16 +133,18 @@ def train_flag(
         raise DataError(f"tokens: {tokens[0]} and {tokens[1]} make pairs of {sum(tokens)}, and the model reads {reads}; take fewer")
     rows = Dataset(train.corpus, {q: train.queries[q] for q in kept}, {q: train.qrels[q] for q in kept}, train.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(f".{folder.name}-*"): shutil.rmtree(stale)   # of a training that was killed
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as made:
+    mark = f".{folder.name}.flag-"
+    for stale in folder.parent.glob(f"{glob.escape(mark)}*"):   # of a training that was killed
+        if not psutil.pid_exists(int(stale.name.removeprefix(mark).partition("-")[0])): shutil.rmtree(stale)
+    with TemporaryDirectory(dir=folder.parent, prefix=f"{mark}{os.getpid()}-") as made:
         work = Path(made)
         start.save_pretrained(str(work / "start"), create_model_card=False)
         write_flag(rows, work / "rows.jsonl", kept, teacher)
         command = _command(work, group_size, epochs, lr, batch_size, tokens, seed, processes, teacher is not None)
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TOKENIZERS_PARALLELISM": "false"})
-        if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise DataError(f"FlagEmbedding's trainer ended with {done.returncode}: {' / '.join(said[-3:])[:600]}")
+        code, errors = _ended(command)
+        if code:
+            said = [line for line in errors.splitlines() if line.strip()]
+            raise DataError(f"FlagEmbedding's trainer ended with {code}: {' / '.join(said[-3:])[:600]}")
         (work / "trained" / "training_args.bin").unlink()   # a pickle, which no model needs
         open_reranker(work / "trained", "cpu").save_pretrained(str(work / "model"), create_model_card=False)
         if folder.exists(): folder.rmdir()

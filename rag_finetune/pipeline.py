@@ -497,6 +497,7 @@ class SecondTier:
         seed:int, checkpoints:Path  # of its trainings; what lies there is gone on with
     ):
         self.name, self.base, self.seed, self.checkpoints, self.given = name, base, seed, checkpoints, given_tiers(base, name)
+        open_reranker(name, "cpu")   # what cannot be opened is told before the hours
 
     def choose(self, train:Dataset, dev:Dataset, near:Remembering, cheap:Choice, tuned:Choice) -> list[Choice]:  # cheap, tuned
         "Both choices and what dev chose of every reranker behind their systems; `near` is the fine-tuned model."

@@ -88,11 +88,12 @@ def _held(part:str) -> float:
     return int(found[1]) / 1024
 
 def peak_growth(
-    work:Callable[[], object]  # is called once
+    work:Callable[[], object],  # is called once
+    gpu:bool=torch.cuda.is_available()   # whether the work is done there
 ) -> float|None:  # MiB; None where the system does not tell
-    """How much more memory is held at the worst moment of some work than before it: the GPU's where one is used, else the process's.
+    """How much more memory is held at the worst moment of some work than before it: the GPU's where it is done there, else the process's.
     What earlier work has freed and the process kept is used again unseen, so the first of several is told most exactly."""
-    if torch.cuda.is_available():
+    if gpu:
         torch.cuda.reset_peak_memory_stats()
         used = torch.cuda.memory_allocated()
         work()
@@ -138,7 +139,7 @@ def compare_rerankers(
     if taken: raise DataError(f"a reranker cannot be called {taken!r}: that row is there already")
     asked = {q: run[q] for q in dataset.queries if run.get(q)}
     if not asked: raise DataError(f"{dataset.name}: the run finds nothing for any query of the dataset; give a run of these queries")
-    runs, costs, skipped = {FIRST: run, WORDS: to_depth(run, _words(dataset, asked, k) | {q: {} for q in run if q not in asked}, k)}, {}, {}
+    runs, costs, skipped = {FIRST: run, WORDS: to_depth(asked, _words(dataset, asked, k), k)}, {}, {}
     for name, given in scorers.items():
         scorer = _opened(given)
         if isinstance(scorer, str): skipped[name] = scorer
@@ -153,7 +154,9 @@ def _measured(
     "A reranker's run and what it took."
     def one(q): return rerank(dataset, {q: run[q]}, scorer, k)
     took, found = latency(one, list(run)[:timed]), []
-    grown = peak_growth(lambda: found.append(rerank(dataset, run, scorer, k)))
+    model = _module(scorer)
+    gpu = model is not None and any(p.is_cuda for p in model.parameters())
+    grown = peak_growth(lambda: found.append(rerank(dataset, run, scorer, k)), gpu)
     return to_depth(run, found[0], k), Cost(took, weights_mib(scorer), grown)
 
 # %% ../nbs/19_rerankers.ipynb #c1b4f280

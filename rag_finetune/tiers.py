@@ -76,13 +76,13 @@ def latency(
     queries:Sequence[str],        # some that users ask
     clock:Callable[[], float]=time.perf_counter
 ) -> Latency:
-    "What a query costs, one at a time, after one for warming up."
+    "What a query costs, one at a time; the first one is for warming up, and not measured where there are others."
     answer(queries[0])
     def one(q):
         since = clock()
         answer(q)
         return 1000 * (clock() - since)
-    return Latency(*(float(x) for x in np.quantile([one(q) for q in queries], [.5, .05, .95])))
+    return Latency(*(float(x) for x in np.quantile([one(q) for q in queries[1:] or queries], [.5, .05, .95])))
 
 # %% ../nbs/18_tiers.ipynb #7fcc5628
 @dataclass(frozen=True)
@@ -197,10 +197,11 @@ class BestWindow:
     def _room(self, query:str) -> int:
         "Tokens that are left for the document."
         asked = len(self.tokenizer(query, **_WHOLE)["input_ids"])
-        room = self.tokens - max(asked, self.question) - self.tokenizer.num_special_tokens_to_add(pair=True)
-        if room > self.overlap: return room
-        raise DataError(f"query {query[:40]!r} of {asked} tokens leaves {max(0, room)} of {self.tokens} for the document, {self.question} "
-                        f"being kept for queries and {self.overlap} shared by neighbours; shorten it, or read more")
+        whole = self.tokens - self.tokenizer.num_special_tokens_to_add(pair=True)
+        if (left := whole - self.question) <= self.overlap:
+            raise DataError(f"{self.question} tokens for queries leave {max(0, left)} of {self.tokens} for the document, of which "
+                            f"neighbours share {self.overlap}; read more, or share less")
+        return max(self.overlap + 1, min(left, whole - asked))   # a query that leaves no room is cut by the scorer, as it would be anyway
     def _cut(self, document:str, room:int) -> list[str]:
         "Windows of `room` tokens; the last one ends where the document does."
         places = self.tokenizer(document, return_offsets_mapping=True, **_WHOLE)["offset_mapping"]

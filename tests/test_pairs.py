@@ -41,6 +41,10 @@ def test_half_of_the_wrong_answers_look_right():
     assert all(len(docs) == 4 and not {*docs} & {*data.positives(q)} for q, docs in wrong.items())
     assert np.mean([len({*docs} & {*run[q]}) for q, docs in wrong.items()]) >= 2
     assert contradicting(data, 4, run, seed=1) != wrong == contradicting(data, 4, run)
+    one, other = (contradicting(data, 1, run, seed) for seed in (0, 1))
+    looks_right = {q for q, [d] in one.items() if d in [*run[q]][:30]}
+    assert .3 * len(one) < len(looks_right) < .7 * len(one)                    # also of a single wrong answer for each
+    assert sum(one[q] != other[q] for q in looks_right) > .5 * len(looks_right)
 
 
 def test_questions_without_answers_are_told():
@@ -86,6 +90,14 @@ def test_an_edit_changes_the_number_date_or_name_that_was_asked_for_and_nothing_
         assert [a.strip(";.,") for a, _ in changed] == [asked] and more.document_meta[wrong[q][0]]["of"] == "cap"
     assert re.search(r"EUR \d{3}\.\d\d a night", more.corpus[wrong["n"][0]])
     assert more.corpus[wrong["p"][0]].split()[1] in ("Bergen", "Tromso")
+
+
+def test_may_and_march_are_months_where_they_are_meant_as_months():
+    text = "You may cancel in May. The parade will march on 3 March; March 2024 was wet. May I go?"
+    asked = {"verb": "may I cancel my order", "walk": "who will march", "month": "what is due in May", "other": "rules of March 2024"}
+    more, wrong = near_misses(Dataset({"d": text}, asked, {q: {"d": 1} for q in asked}, name="months"), 5)
+    assert {*wrong} == {"month", "other"} and all("may cancel" in more.corpus[d] and "will march" in more.corpus[d]
+                                                  for docs in wrong.values() for d in docs)
 
 
 def test_an_edit_never_makes_a_text_that_is_there_already():

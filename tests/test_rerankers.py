@@ -59,10 +59,16 @@ def test_every_reranker_stands_beside_the_first_stage_and_bm25(data, run):
     assert found.skipped == {}
 
 
+def test_a_run_of_more_queries_than_the_dataset_has_is_no_mistake(data, run):
+    other = {"another": dict.fromkeys(data.corpus, 1.)}
+    more, plain = (compare_rerankers(data, r, {"knows": Knows()}, k=3, timed=2).figures for r in ({**run, **other}, run))
+    assert more == plain
+
+
 def test_only_the_first_k_are_read_and_the_others_stay_behind(data, run):
     scorer = Says({text: -float(i) for i, text in enumerate(data.corpus.values())})
     found = compare_rerankers(data, run, {"upside down": scorer}, k=3, timed=2)
-    assert scorer.asked == [3, 3, 3, 3 * len(data.queries)], "one for warming up, two that are timed, then all at once"
+    assert scorer.asked == [3, 3, 3 * len(data.queries)], "one for warming up, one that is timed, then all at once"
     q = next(iter(data.queries))
     before, after = ranking(run[q]), ranking(found.runs["upside down"][q])
     assert after == [*reversed(before[:3]), *before[3:]]
