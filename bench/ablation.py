@@ -1,12 +1,13 @@
-"""What carries a reranker that starts without a head? Each way to train one, on training queries, judged on dev; no test split is asked.
+"""What carries a reranker that starts without a head? Each way to train one, judged on dev; no test split is asked.
 
-    OMP_NUM_THREADS=1 python bench/ablation.py [--sets transactions,handbook] [--arms labels,hard-only,...] [--seeds 0,1,2]
-                                               [--train 256] [--dev 120] [--epochs 2] [--work bench-ablation] [--save]
+    OMP_NUM_THREADS=1 python bench/ablation.py [--sets transactions,handbook] [--set NAME=PATH[,LIMIT]] [--seeds 0,1,2] [--save]
+        [--arms labels,hard-only,...] [--train 256] [--dev 120] [--epochs 2] [--tokens 160] [--work bench-ablation]
 
 The first stage is the main job's, with its own recipe: the fine-tuned model, fused with BM25 as dev weighs them. Behind it each arm reranks
-`READ` documents, with the depth and the weight that dev prefers, which flatters every arm alike; so `late`, the fine-tuned model's
-tokens, which is not trained, has them as well. Each arm has a value for each dev query, averaged over its seeds, and is compared with
-the first stage and with `late`: paired, Holm, the seeds' spread in the interval as in seeds.py.
+`READ` documents, or fewer, mixed with the first stage. Dev's queries are in two halves: depth and weight of one are chosen on the other,
+so that no query has a say in its own figure. (That of BM25 in the first stage is chosen on both, which flatters the first stage.) Every
+training runs all of its epochs. `late`, the fine-tuned model's tokens, is not trained. Each arm has a value for each dev query, averaged
+over its seeds, and is compared with the first stage and with `late`: paired, Holm, the seeds' spread in the interval as in seeds.py.
 
 An arm differs from `labels` in what its name says: ListNet over the judgements, four hard negatives of the first stage and four at
 random, from the bundled MiniLM with a fresh head. Every finished training becomes one file under --work at once, and a second call goes
@@ -16,30 +17,29 @@ on from there.
 import argparse
 import hashlib
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from losses import machine
-from seeds import CODE, ROOT, SETS, average, claim, mean, widened
+from seeds import CODE, ROOT, asked, average, claim, mean, widened
 
 from rag_finetune.data import atomic, load, read_any, sample
 from rag_finetune.embedding import few_documents
 from rag_finetune.metrics import ndcg, recall
 from rag_finetune.models import open_encoder
+from rag_finetune.pairs import near_misses, paraphrases
 from rag_finetune.pipeline import (
     COMPARED, FEW, MANY, READ, Remembering, Rung, _both, _kept, blend, choose, judge, prepare, save_model, tier, tier_rungs, train_best,
 )
-from rag_finetune.reranker import (
-    FastScorer, LateInteraction, fine_tune_reranker, mixed_negatives, open_reranker, reranker_rows_and_loss, teach,
-)
+from rag_finetune.reranker import FastScorer, LateInteraction, fine_tune_reranker, mixed_negatives, open_reranker, teach
 from rag_finetune.retrieval import bm25, dense, rerank
 from rag_finetune.synthetic import Page, as_dataset, made_offline
 from rag_finetune.verdict import compare_all, interval, sentence
 
 SAVED = ROOT / "assets" / "ablation.json"
 DECIDES = "nDCG@10"
+CODE_READ = b"".join((ROOT / "rag_finetune" / f"{m}.py").read_bytes() for m in (*CODE, "losses", "pairs", "synthetic"))
 
 
 class Arm(NamedTuple):
@@ -47,8 +47,9 @@ class Arm(NamedTuple):
     loss: str = "ListNetLoss"
     hard: int = 4
     easy: int = 4
+    margin: float | None = None # relative, of the hard ones
     start: str = "default"      # "default", "tuned" (the fine-tuned first stage's weights), "others" (other bundled sets first)
-    made: bool = False          # made-up queries of the corpus beside the labelled ones
+    more: str | None = None     # beside the labelled queries: "made-up queries", "paraphrases"; beside the negatives: "near misses"
     teacher: str | None = None  # whose scores are learnt instead of the labels: "first", "late"
 
 
@@ -56,27 +57,33 @@ ARMS = {
     "labels": Arm(), "hard-only": Arm(hard=8, easy=0), "easy-only": Arm(hard=0, easy=8),
     "cross-entropy": Arm(loss="BinaryCrossEntropyLoss"), "in-batch": Arm(loss="MultipleNegativesRankingLoss"),
     "lambda": Arm(loss="LambdaLoss"),
-    "from-tuned": Arm(start="tuned"), "other-sets-first": Arm(start="others"), "made-up-queries": Arm(made=True),
+    "margin": Arm(margin=.05), "near-misses": Arm(hard=3, more="near misses"), "paraphrases": Arm(more="paraphrases"),
+    "from-tuned": Arm(start="tuned"), "other-sets-first": Arm(start="others"), "made-up-queries": Arm(more="made-up queries"),
     "taught-by-first": Arm(teacher="first"), "taught-by-late": Arm(teacher="late"),
     "from-tuned-taught-by-late": Arm(start="tuned", teacher="late"),
-    "from-tuned-made-up-queries-taught-by-late": Arm(start="tuned", teacher="late", made=True),
+    "from-tuned-made-up-queries-taught-by-late": Arm(start="tuned", teacher="late", more="made-up queries"),
 }
+
+
+def key(*told):
+    "Changes with our code and with what it is told."
+    return hashlib.sha256(CODE_READ + repr(told).encode()).hexdigest()[:10]
 
 
 class First:
     "The first stage of a set: the fine-tuned model and BM25, weighed on dev."
-    def __init__(self, name, args):
-        path, limit = SETS[name]
-        splits = prepare(read_any(path.format(os.environ.get("RAG_FINETUNE_DATA"))).splits, limit, 0).splits
-        self.name, self.work = name, args.work
+    def __init__(self, name, settings, args):
+        splits = prepare(read_any(settings["data"]).splits, settings["train_limit"], 0).splits
+        self.name, self.work, self.model = name, args.work, settings["model"]
         self.train = sample(splits["train"], min(args.train, len(splits["train"].queries)))
         self.dev = sample(splits["dev"], min(args.dev, len(splits["dev"].queries)))
-        folder = args.work / f"{name}-tuned"
+        self.key = key([s.fingerprint for s in (splits["train"], splits["dev"], self.train, self.dev)], self.model)
+        folder = args.work / f"{name}-tuned-{self.key}"
         if not folder.exists():
-            base, train = Remembering(open_encoder()), splits["train"]
+            base, train = Remembering(open_encoder(self.model)), splits["train"]
             small = judge(splits["dev"], [dense(splits["dev"], base, base.key), bm25(splits["dev"])])
             recipes = FEW if few_documents(train) else MANY
-            save_model(_kept(base, train_best("default", train, small, base, recipes, 0, args.work / f"{name}-training")), folder)
+            save_model(_kept(base, train_best(self.model, train, small, base, recipes, 0, folder.with_suffix(".training"))), folder)
         self.folder, self.tuned = folder, Remembering(open_encoder(folder))
         alone = {"tuned": dense(self.dev, self.tuned, self.tuned.key), "bm25": bm25(self.dev)}
         rungs = {name: Rung(lambda _, run=run: run, (None,)) for name, run in alone.items()}
@@ -91,28 +98,41 @@ class First:
         return found if self.weight == 1. else blend(found, bm25(data), self.weight)
 
     def values(self, scorer, depths):
-        "nDCG@10 of each dev query with `scorer` behind it, and what dev chose of depth and weight."
-        found = choose(tier_rungs(self.dev, {"first": self.on_dev}, {"second": tier(scorer, depths)}), {}, self.dev.qrels, {})
-        return ndcg(self.dev.qrels, found.runs["first+second"], 10), found.settings["first+second"]
+        "nDCG@10 of each dev query with `scorer` behind it, and the depth and the weight that each half's other half chose."
+        values, chosen, second = {}, [], tier(scorer, depths)
+        for mine, other in ((0, 1), (1, 0)):
+            halves = [[*self.on_dev][i::2] for i in (mine, other)]
+            rungs = [tier_rungs(self.dev, {"first": {q: self.on_dev[q] for q in half}}, {"second": second}) for half in halves]
+            qrels = [{q: self.dev.qrels[q] for q in half} for half in halves]
+            chosen.append(choose(rungs[1], {}, qrels[1], {}).settings["first+second"])
+            values |= ndcg(qrels[0], rungs[0]["first+second"].run(chosen[-1]), 10)
+        return values, chosen
 
 
-def queries(first, made):
-    "The labelled queries, with made-up ones where they are asked for."
-    if not made: return first.train
-    train, pages = first.train, {d: Page("", text, d) for d, text in first.train.corpus.items()}
-    found, _ = as_dataset(pages, made_offline(pages, ("cloze", "keyphrases"), 2), "made")
-    return _both(train, replace(sample(found, min(2 * len(train.queries), len(found.queries))), corpus=train.corpus))
+def rows_of(first, arm, seed):
+    "The queries and negatives of an arm that learns from labels."
+    train = first.train
+    if arm.more == "paraphrases": train = paraphrases(train)
+    if arm.more == "made-up queries":
+        pages = {d: Page("", text, d) for d, text in train.corpus.items()}
+        found, _ = as_dataset(pages, made_offline(pages, ("cloze", "keyphrases"), 2), "made")
+        train = _both(train, replace(sample(found, min(2 * len(train.queries), len(found.queries))), corpus=train.corpus))
+    if arm.teacher: return train, None
+    negatives = mixed_negatives(train, first.run(train), arm.hard, arm.easy, seed=seed, relative_margin=arm.margin)
+    if arm.more != "near misses": return train, negatives
+    train, edited = near_misses(train, seed=seed)
+    return train, {q: [*edited.get(q, ()), *docs] for q, docs in negatives.items()}
 
 
 def begun(first, arm, seed, args):
     "The model that a training starts from."
-    if arm.start != "others": return open_reranker(first.folder if arm.start == "tuned" else "default", seed=seed)
-    folder = first.work / f"others-than-{first.name}-{seed}"
+    if arm.start != "others": return open_reranker(first.folder if arm.start == "tuned" else first.model, seed=seed)
+    folder = first.work / f"others-than-{first.name}-{seed}-{key(first.model, args.train, args.tokens, arm)}"
     if not folder.exists():
-        model = open_reranker(seed=seed)
+        model, base = open_reranker(first.model, seed=seed), Remembering(open_encoder(first.model))
         for name in ("transactions", "handbook", "tables", "code", "tools"):
             if name == first.name: continue
-            other, base = load(name)["train"], Remembering(open_encoder())
+            other = load(name)["train"]
             other = sample(other, min(args.train, len(other.queries)))
             negatives = mixed_negatives(other, dense(other, base, base.key, k=50), arm.hard, arm.easy, seed=seed)
             fine_tune_reranker(model, other, negatives=negatives, epochs=1, seed=seed, tokens=args.tokens)
@@ -123,18 +143,17 @@ def begun(first, arm, seed, args):
 def trained(first, name, seed, args):
     "One training; values on dev and how they came about."
     arm = ARMS[name]
-    data, model = queries(first, arm.made), begun(first, arm, seed, args)
-    run = first.run(data)
-    rows, negatives = data, None
-    if arm.teacher: rows = teach(data, run if arm.teacher == "first" else rerank(data, run, first.late, 30), arm.hard + arm.easy, seed)
-    else: negatives = mixed_negatives(data, run, arm.hard, arm.easy, seed=seed)
+    (data, negatives), model = rows_of(first, arm, seed), begun(first, arm, seed, args)
+    rows = data
+    if arm.teacher:
+        run = first.run(data)
+        rows = teach(data, run if arm.teacher == "first" else rerank(data, run, first.late, 30), arm.hard + arm.easy, seed)
     if arm.teacher == "late": rows = rows._replace(labels=[[20 * x for x in told] for told in rows.labels])   # cosines lie close together
-    reranker_rows_and_loss(arm.loss, model, rows, negatives)   # what does not fit is said before the hours
-    checkpoints = first.work / f"{first.name}-checkpoints"
-    curve = fine_tune_reranker(model, rows, first.dev, first.on_dev, negatives, arm.loss, k=READ[1], epochs=args.epochs, seed=seed,
-                               tokens=args.tokens, checkpoints=checkpoints / f"{name}-{seed}")
-    values, setting = first.values(FastScorer(model), READ)
-    return {"values": values, "setting": setting, "epoch": curve.best, "curve": [p.dev for p in curve.points], "seconds": curve.seconds}
+    checkpoints = first.work / f"{first.name}-{name}-{seed}-{key(first.key, arm, args.epochs, args.tokens)}.training"
+    curve = fine_tune_reranker(model, rows, negatives=negatives, loss=arm.loss, epochs=args.epochs, seed=seed, tokens=args.tokens,
+                               checkpoints=checkpoints)
+    values, settings = first.values(FastScorer(model), READ)
+    return {"values": values, "settings": settings, "loss": [p.loss for p in curve.points], "seconds": curve.seconds}
 
 
 def table(first, found, late):
@@ -154,26 +173,28 @@ def table(first, found, late):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", default="transactions,handbook")
+    parser.add_argument("--sets", help="some of bench/seeds.py's; transactions,handbook if neither this nor --set is given")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=PATH[,LIMIT]", help="a set of your own; may be given again")
+    parser.add_argument("--model", default="default")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0,1,2")
     for option, default in {"train": 256, "dev": 120, "epochs": 2, "tokens": 160}.items():
         parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--work", type=Path, default=Path("bench-ablation"))
     parser.add_argument("--save", action="store_true", help="write assets/ablation.json")
+    parser.add_argument("--saved", type=Path, default=SAVED, help="where --save writes")
     args = parser.parse_args(argv)
+    if not args.sets and not args.set: args.sets = "transactions,handbook"
     if unknown := sorted({*args.arms.split(",")} - {*ARMS}): raise SystemExit(f"--arms {unknown[0]}: expected some of {', '.join(ARMS)}")
     args.work.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(b"".join((ROOT / "rag_finetune" / f"{m}.py").read_bytes() for m in CODE))
-    digest.update(json.dumps([args.train, args.dev, args.epochs, args.tokens]).encode())
-    for name in args.sets.split(","):
-        first, found = First(name, args), {}
+    for name, settings in asked(argparse.Namespace(**vars(args), reranker="none")).items():
+        first, found = First(name, settings, args), {}
         ceiling = interval(recall(first.dev.qrels, first.on_dev, READ[0]))
         print(f"{name}: first stage with weight {first.weight}, recall@{READ[0]} {ceiling}", flush=True)
         late, _ = first.values(first.late, COMPARED)
         for arm in args.arms.split(","):
             for seed in map(int, args.seeds.split(",")):
-                file = args.work / f"{name}-{arm}-{seed}-{digest.hexdigest()[:10]}.json"
+                file = args.work / f"{name}-{arm}-{seed}-{key(first.key, ARMS[arm], args.epochs, args.tokens)}.json"
                 if not file.is_file():
                     one = trained(first, arm, seed, args)
                     with atomic(file) as out: json.dump(one, out)
@@ -182,8 +203,8 @@ def main(argv=None):
         told = {"train": len(first.train.queries), "dev": len(first.dev.queries), "epochs": args.epochs, "tokens": args.tokens,
                 "seeds": args.seeds, f"recall@{READ[0]}": ceiling.as_dict(), "machine": machine(), **table(first, found, late)}
         if not args.save: continue
-        saved = json.loads(SAVED.read_text()) if SAVED.is_file() else {}
-        with atomic(SAVED) as out: json.dump({**saved, name: told}, out, indent=1)
+        saved = json.loads(args.saved.read_text()) if args.saved.is_file() else {}
+        with atomic(args.saved) as out: json.dump({**saved, name: told}, out, indent=1)
 
 
 if __name__ == "__main__": main()

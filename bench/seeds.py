@@ -24,6 +24,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -219,7 +220,10 @@ def main(argv=None):
         show(name, found)
         if not args.save: continue
         saved = json.loads(args.saved.read_text()) if args.saved.is_file() else {"sets": {}}
-        command = f"python bench/seeds.py --sets {name} --seeds {args.seeds} --save"
+        given = {"sets": name, "seeds": args.seeds, **{k: getattr(args, k) for k in ("model", "epochs", "reranker")}}
+        if (saved_in := args.saved.resolve()).is_relative_to(ROOT) and saved_in != SAVED: given["saved"] = saved_in.relative_to(ROOT)
+        options = [word for k, v in given.items() if v != parser.get_default(k) for word in (f"--{k}", str(v))]
+        command = shlex.join(["python", "bench/seeds.py", *options, "--save"])
         saved["sets"][name] = {"command": command, "code": key(settings), **found}
         with atomic(args.saved) as out: out.write(json.dumps(saved, indent=1) + "\n")
 

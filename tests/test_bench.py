@@ -4,6 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import THINGS, tiny_data, tiny_model
 
@@ -13,6 +14,7 @@ from rag_finetune.models import open_encoder
 from rag_finetune.verdict import Interval, compare
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
+import ablation
 import seeds
 import speed
 
@@ -110,6 +112,38 @@ def test_two_tiers_are_what_each_seed_chose_against_its_own_single_tier():
     assert two["low"] < .2 - .2484 and "cannot tell" in found["second_tier"]["sentence"]
     assert [r["second_tier"]["system"] for r in found["runs"]] == ["tuned+late", "tuned+reranker", "tuned+late"]
     assert {(c["a"], c["b"]) for c in found["comparisons"]} == {*seeds.PAIRS, *seeds.TIERS}
+
+
+def test_an_ablation_has_each_arm_with_interval_and_goes_on_where_it_was(tmp_path, capsys):
+    write_beir(split(tiny_data(things=5, per_thing=12), {"train": .4, "dev": .3, "test": .3}, 0), tmp_path / "data")
+    arms = "labels,near-misses,made-up-queries,paraphrases,from-tuned-taught-by-late,taught-by-first"
+    asked = ["--set", f"tiny={tmp_path / 'data'}", "--model", str(tiny_model(tmp_path / "tiny")), "--seeds", "0,1", "--epochs", "1",
+             "--train", "20", "--dev", "14", "--tokens", "16", "--work", str(tmp_path / "work"), "--save", "--saved",
+             str(tmp_path / "ablation.json")]
+    ablation.main([*asked, "--arms", "labels"])
+    done = {f: f.stat().st_mtime_ns for f in (tmp_path / "work").glob("tiny-labels-*.json")}
+    ablation.main([*asked, "--arms", arms])
+    assert len(done) == 2 and all(f.stat().st_mtime_ns == at for f, at in done.items())
+    found = json.loads((tmp_path / "ablation.json").read_text())["tiny"]
+    assert {*found["arms"]} == {"first stage", "late", *arms.split(",")} and (found["train"], found["dev"]) == (20, 14)
+    for name, figure in found["arms"].items():
+        assert figure["low"] <= figure["mean"] <= figure["high"] and figure["n"] == 14
+        if figure["by_seed"]: assert figure["mean"] == pytest.approx(sum(figure["by_seed"]) / 2), name
+    assert {(c["a"], c["b"]) for c in found["comparisons"]} == {(a, b) for a in arms.split(",") for b in ("first stage", "late")} | {
+        ("late", "first stage")}
+
+
+def test_a_querys_own_half_has_no_say_in_its_depth_and_weight():
+    first = object.__new__(ablation.First)
+    texts = {f"d{i}": f"text {i}" for i in range(6)}
+    first.dev = Dataset(texts, {f"q{i}": f"query {i}" for i in range(8)}, {f"q{i}": {"d3": 1} for i in range(8)}, name="dev")
+    first.on_dev = {q: {d: -float(i) for i, d in enumerate(texts)} for q in first.dev.queries}
+    class Right:
+        "Knows the answer of the even queries, and puts it last for the others."
+        def predict(self, inputs): return np.array([(-1) ** int(q[-1]) * float(d == "text 3") for q, d in inputs])
+    values, [for_even, for_odd] = first.values(Right(), (6, 2))
+    assert for_odd == (6, 1.) and for_even[0] == 2                       # each is what suits the other half
+    assert all(values[q] == pytest.approx(1 / np.log2(5)) for q in list(values) if int(q[-1]) % 2 == 0) and len(values) == 8
 
 
 def test_rows_that_their_trainer_leaves_out_are_not_counted_for_it(tmp_path):
