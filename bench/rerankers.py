@@ -5,15 +5,18 @@ fine-tuned in full and with adapters on the same rows. Saved in assets/rerankers
     OMP_NUM_THREADS=1 python bench/rerankers.py --train 128 --epochs 1   # a first look
     python bench/rerankers.py --train 0 mine=FOLDER theirs=owner/name    # rerankers that are there already
 
-Dev is asked, and nothing is chosen by it: each training runs all of its epochs. The learning rates are the main job's and `lora.LR`.
+Dev is asked, and nothing is chosen by it: each training runs all of its epochs. Negatives and learning rates are the main job's, and
+`lora.LR`. Each training and each reranker has a process of its own, so that none finds memory that another one left.
 """
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import shlex
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -26,10 +29,11 @@ from rag_finetune.data import load
 from rag_finetune.lora import LR, add_adapter, merge
 from rag_finetune.metrics import ndcg
 from rag_finetune.models import FastEncoder, open_encoder
+from rag_finetune.pipeline import EASY, HARD, RANKS
 from rag_finetune.reranker import LateInteraction, fine_tune_reranker, mixed_negatives, open_reranker
-from rag_finetune.rerankers import compare_rerankers, peak_growth
+from rag_finetune.rerankers import FIRST, SideBySide, compare_rerankers, peak_growth
 from rag_finetune.retrieval import dense
-from rag_finetune.verdict import compare_all, decide, sentence
+from rag_finetune.verdict import compare_all, decide, sentence, table
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL_LR = 1e-4   # as `fine_tune_reranker`
@@ -53,6 +57,18 @@ def trained(train, negatives, adapter, epochs, folder):
     return took
 
 
+def measured(dataset, run, name, given, k):
+    "One reranker's run, and what it takes."
+    found = compare_rerankers(dataset, run, {name: LateInteraction(open_encoder()) if name == "tokens" else given}, k=k)
+    if found.skipped: raise SystemExit(f"{name} {found.skipped[name]}")
+    return found.runs[name], found.costs[name]
+
+
+def alone(work, *given):
+    "What `work` returns in a process of its own."
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool: return pool.submit(work, *given).result()
+
+
 def machine():
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), platform.processor())
@@ -71,20 +87,22 @@ def main(argv=None):
     args = parser.parse_args(argv)
     splits, model = load(args.set), open_encoder()
     train, dev, encoder = first(splits["train"], args.train), splits["dev"], FastEncoder(model)
-    scorers = {"tokens": LateInteraction(model), **dict(one.split("=", 1) for one in args.rerankers)}
+    scorers, run = {"tokens": None, **dict(one.split("=", 1) for one in args.rerankers)}, dense(dev, encoder, k=50)
     training = {}
     with TemporaryDirectory() as folder:
         if train.queries:
-            negatives = mixed_negatives(train, dense(train, encoder, k=50), 3, 1)
+            negatives = mixed_negatives(train, dense(train, encoder, k=RANKS), HARD, EASY, RANKS)
             for name, adapter in (("full", False), ("adapters", True)):
-                training[name] = trained(train, negatives, adapter, args.epochs, Path(folder, name))
+                training[name] = alone(trained, train, negatives, adapter, args.epochs, Path(folder, name))
                 print(name, training[name], flush=True)
                 scorers[name] = Path(folder, name)
-        found = compare_rerankers(dev, dense(dev, encoder, k=50), scorers, k=args.k)
-    pairs = [("adapters", "full")] if training else []
-    if pairs:
-        both = compare_all({name: ndcg(dev.qrels, found.runs[name], 10) for name in ("adapters", "full")}, pairs, "nDCG@10")
-    else: both = []
+        parts = {name: alone(measured, dev, run, name, given, args.k) for name, given in scorers.items()}
+    runs = compare_rerankers(dev, run, {}, k=args.k).runs | {name: part[0] for name, part in parts.items()}
+    values = {name: ndcg(dev.qrels, r, 10) for name, r in runs.items()}
+    found = SideBySide(args.k, runs, table(dev.qrels, runs, ("nDCG@10", "MRR@10", "recall@10")),
+                       compare_all(values, [(name, FIRST) for name in runs if name != FIRST], "nDCG@10"),
+                       {name: part[1] for name, part in parts.items()}, {})
+    both = compare_all(values, [("adapters", "full")], "nDCG@10") if training else []
     said = [sentence(c, decide(c)) for c in [*found.comparisons, *both]]
     print(found, *said, sep="\n")
     command = shlex.join(["python", "bench/rerankers.py", *(sys.argv[1:] if argv is None else argv)])

@@ -1,6 +1,6 @@
 """What one question costs with one tier and with two, by the documents that are reranked.
 
-    OMP_NUM_THREADS=1 python bench/tiers.py [--questions 2] [--rounds 3] [--out assets/tiers.json]
+    OMP_NUM_THREADS=1 python bench/tiers.py [--questions 7] [--rounds 2] [--out assets/tiers.json]
 
 The handbook's dev questions, one at a time, among its 463 sections, whose vectors are at hand. The second tier is MiniLM in three ways:
 `tokens kept`, late interaction with the token vectors of all sections in memory; `tokens when asked`, the same, with the sections' tokens
@@ -31,8 +31,9 @@ OUT = Path(__file__).resolve().parent.parent / "assets" / "tiers.json"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=2, help="for the ways that read documents; four times as many for the others")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--questions", type=int, default=7, help="for the ways that read documents, the first for warming up; four times "
+                        "as many for the others")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     dev, model = load("handbook")["dev"], open_encoder()
