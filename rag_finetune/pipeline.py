@@ -37,7 +37,7 @@ from rag_finetune.data import (
 )
 from .embedding import Curve, few_documents, fine_tune
 from .ladder import adapter, frozen_lr, neighbours, seen_share, tfidf_lr
-from .metrics import evaluate, ndcg, reciprocal_rank
+from .metrics import evaluate, ndcg, recall, reciprocal_rank
 from .models import FastEncoder, best_dtype, encode_documents, encode_queries, fingerprint, model_folder, open_encoder
 from .negatives import fill, mine
 from .report import write_report
@@ -521,14 +521,18 @@ class SecondTier:
         self, dev:Dataset, qrels:Qrels, runs:Mapping[str, Run],  # where time is taken; the test's judgements and runs
         scores:Mapping[str, float], settings:Mapping[str, Any],  # of dev
         worth:float
-    ) -> dict[str, Any]:  # first, system, documents, weight, milliseconds, sentence, comparison
+    ) -> dict[str, Any]:  # first, system, documents, weight, ceiling, milliseconds, sentence, comparison, against_late
         "Whether the second tier earned its latency: dev's best system with one against dev's best without, on test."
-        double = max((s for s in scores if s not in self.single.scores), key=scores.__getitem__)
-        single, (k, weight) = self.stages[-1], settings[double]
-        cost = times(dev, self.base, self.single.runs[double.rpartition("+")[0]], self.last.of(double).scorer.scorer, k)
-        c = compare(ndcg(qrels, runs[double], 10), ndcg(qrels, runs[single], 10), double, single, DECIDES, self.seed)
-        return {"first": single, "system": double, "documents": k, "weight": weight, "milliseconds": cost,
-                "sentence": sentence(c, decide(c, worth), worth), "comparison": c.as_dict()}
+        def best(name: str) -> str: return max((s for s in scores if s.endswith(f"+{name}")), key=scores.__getitem__)
+        values = {s: ndcg(qrels, run, 10) for s, run in runs.items()}
+        double = max((best(name) for name in ("late", "reranker")), key=scores.__getitem__)
+        single, before, (k, weight) = self.stages[-1], double.rpartition("+")[0], settings[double]
+        cost = times(dev, self.base, self.single.runs[before], self.last.of(double).scorer.scorer, k)
+        won, trained = compare_all(values, [(double, single), (best("reranker"), best("late"))], DECIDES, self.seed)
+        def told(c: Comparison) -> str: return sentence(c, decide(c, worth), worth)
+        return {"first": single, "system": double, "documents": k, "weight": weight, "milliseconds": cost, "sentence": told(won),
+                "ceiling": interval(recall(qrels, runs[before], k), seed=self.seed).as_dict(), "comparison": won.as_dict(),
+                "against_late": told(trained)}
 
     def _tiers(self, near:Remembering) -> Tiers:
         return Tiers(self.given, tier(LateInteraction(near.model), COMPARED), tier(FastScorer(self.model), READ))

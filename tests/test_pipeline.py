@@ -10,7 +10,7 @@ from tiny import tiny_data, tiny_model
 
 from rag_finetune.core import DataError, Dataset, ranking
 from rag_finetune.data import load, read_qrels, read_run, sample, split, write_beir
-from rag_finetune.metrics import evaluate, ndcg
+from rag_finetune.metrics import evaluate, ndcg, recall
 from rag_finetune import pipeline, reranker
 from rag_finetune.embedding import fine_tune
 from rag_finetune.models import fingerprint, open_encoder
@@ -343,11 +343,16 @@ def test_the_second_tier_says_what_it_brings_and_what_it_costs(made, doubled):
     behind = {s for s in dev if s.endswith(("+late", "+reranker"))}
     assert dev[told["system"]] == max(dev[s] for s in behind) and dev[told["first"]] == max(dev[s] for s in set(dev) - behind)
     values = [ndcg(splits["test"].qrels, read_run(folder / "doubled" / "runs" / f"{told[s]}.trec"), 10) for s in ("system", "first")]
-    assert told["comparison"]["difference"] == pytest.approx(compare(*values).difference, abs=1e-9)
+    c, both = told["comparison"], compare(*values)
+    assert c["difference"] == pytest.approx(both.difference, abs=1e-9) and c["p_holm"] == pytest.approx(min(1, 2 * both.p))   # a family of 2
+    first = read_run(folder / "doubled" / "runs" / f"{told['system'].rpartition('+')[0]}.trec")
+    found = recall(splits["test"].qrels, first, told["documents"])
+    assert told["ceiling"]["mean"] == pytest.approx(sum(found.values()) / len(found))
+    assert "+reranker" in told["against_late"] and "+late" in told["against_late"]
     assert [told["documents"], told["weight"]] == list(doubled["settings"][told["system"]])
     assert all(0 < t["low"] <= t["median"] <= t["high"] for t in told["milliseconds"].values())
     page = (folder / "doubled" / "report.html").read_text()
-    assert "Did the second tier earn its latency?" in page and told["sentence"][1:] in page
+    assert "Did the second tier earn its latency?" in page and told["sentence"][1:] in page and told["against_late"] in page
     assert "Did the second tier" not in (folder / "out" / "report.html").read_text()
 
 
