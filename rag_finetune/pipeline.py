@@ -11,10 +11,10 @@ __all__ = ['log', 'STRENGTHS', 'ADAPTERS', 'SAYS', 'BLENDS', 'CHEAP_BLENDS', 'TU
            'tier', 'given_tiers', 'tier_rungs', 'joined', 'foremost', 'Tiers', 'two_tiers', 'train_reranker', 'times',
            'SecondTier', 'slices', 'comparisons', 'changed_queries', 'separation', 'query_map', 'not_taught',
            'forgetting', 'model_card', 'reranker_card', 'Clock', 'environment', 'processor', 'new_folder', 'measured',
-           'save_model', 'write_outcome', 'refit', 'on_test', 'opened', 'run']
+           'save_model', 'write_outcome', 'refit', 'on_test', 'opened', 'run', 'entail']
 
 # %% ../nbs/90_pipeline.ipynb #ff5082f4
-import json, logging, os, platform, re, shutil, time
+import csv, json, logging, os, platform, re, shutil, time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import expit
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
@@ -40,6 +41,7 @@ from .ladder import adapter, frozen_lr, neighbours, seen_share, tfidf_lr
 from .metrics import evaluate, ndcg, recall, reciprocal_rank
 from .models import FastEncoder, best_dtype, encode_documents, encode_queries, fingerprint, model_folder, open_encoder
 from .negatives import fill, mine
+from .pairs import contradicting, squared_errors
 from .report import write_report
 from .reranker import FastScorer, LateInteraction, fine_tune_reranker, has_head, mixed_negatives, open_reranker
 from .retrieval import bm25, dense, fuse, fuse_weighted, rerank
@@ -917,4 +919,70 @@ def run(
                    "queries": changed_queries(test, runs["base"], runs[chosen])}
         write_outcome(results, details, runs, test.qrels, folder)
     shutil.rmtree(checkpoints)
+    return results
+
+# %% ../nbs/90_pipeline.ipynb #97976b31
+def _kinds(
+    scorer:PairScorer, data:Dataset, wrong:Mapping[str, Sequence[str]]  # questions, their answers, and answers of other questions
+) -> list[dict[str, Any]]:  # question, answer, kind, probability: of entailment
+    "Every pair with what it is and what the reranker says it is."
+    found = [(data.queries[q], data.corpus[d], kind) for q, docs in wrong.items()
+             for kind, those in (("entailment", data.positives(q)), ("contradiction", docs)) for d in those]
+    said = expit(np.asarray(scorer.predict([(q, d) for q, d, _ in found]), dtype=float))
+    return [{"question": q, "answer": d, "kind": kind, "probability": round(float(p), 4)} for (q, d, kind), p in zip(found, said)]
+
+def entail(
+    data:str|Path,            # a table of questions and answers, or anything that `run` takes
+    out:str|Path,             # a new folder
+    reranker:str="default",   # what is trained, as `open_reranker` takes it
+    epochs:int=3,             # at most; dev says when to stop
+    k:int=10,                 # of BM25's documents that are put in order
+    worth:float=.01,          # a smaller difference is not worth the cost
+    seed:int=0,               # for every random choice
+    resume:bool=False         # go on with what was stopped in `out`; everything else must be as it was
+) -> dict[str, Any]:  # as in results.json
+    "Train a reranker to tell answers from other answers; measure it once on test; write model, predictions.csv and results.json."
+    clock, told = Clock(), {"data": str(data), "reranker": str(reranker), "epochs": epochs, "k": k, "worth": worth, "seed": seed}
+    folder = new_folder(out, told if resume else None)
+    try:
+        with clock("prepare the data"):
+            given = read_any(data)
+            splits, _, warnings, _ = prepare(given.splits, None, seed, given.negatives)
+            wrong = {name: contradicting(part, 1, bm25(part), seed) for name, part in splits.items()}
+        model = open_reranker(reranker, seed=seed)
+    except BaseException:
+        if not resume: folder.rmdir()  # nothing is in it yet
+        raise
+    for line in warnings: log.warning("%s", line)
+    train, dev, test = (splits[s] for s in ("train", "dev", "test"))
+    (folder / UNFINISHED).mkdir(exist_ok=True)
+    with atomic(folder / UNFINISHED / BEGUN) as file: json.dump(told, file)
+    with clock("fine-tune, dev choosing"):
+        curve = fine_tune_reranker(model, train, dev, bm25(dev), wrong["train"], "BinaryCrossEntropyLoss", k=k, epochs=epochs, seed=seed,
+                                   checkpoints=folder / UNFINISHED / "reranker")
+    save_model(model, folder / "reranker")
+    uses = record_use(test, f"{reranker}, {folder}", uses_file())
+    if (uses["count"] or 0) > 1: log.warning("this test split was used %d times, this run included; a second dev by now", uses["count"])
+    with clock("test, once"):
+        scorer, words = RememberedPairs(FastScorer(model)), bm25(test)
+        close = {q: 1 - e for q, e in squared_errors(scorer, test, wrong["test"]).items()}
+        runs = {"bm25": words, "bm25+reranker": to_depth(words, rerank(test, words, scorer, k), k)}
+        ranks = {s: ndcg(test.qrels, r, 10) for s, r in runs.items()}
+        kinds = _kinds(scorer, test, wrong["test"])
+    against = [compare(close, dict.fromkeys(close, .75), "the reranker", "saying one half", "1 - squared error", seed),
+               compare(ranks["bm25+reranker"], ranks["bm25"], "bm25+reranker", "bm25", DECIDES, seed)]
+    results = {
+        "dataset": {"name": test.name, "fingerprint": {s: d.fingerprint for s, d in splits.items()}, "documents": len(test.corpus),
+                    **{s: len(d.queries) for s, d in splits.items()}, "warnings": warnings}, "test_uses": uses,
+        "systems": {"squared error": interval({q: 1 - c for q, c in close.items()}, seed).as_dict(),
+                    **{f"{s} {DECIDES}": interval(v, seed).as_dict() for s, v in ranks.items()}},
+        "share right": {kind: float(np.mean([(p["probability"] > .5) == (kind == "entailment") for p in kinds if p["kind"] == kind]))
+                        for kind in ("entailment", "contradiction")},
+        "comparisons": [c.as_dict() for c in against], "sentences": [sentence(c, decide(c, worth), worth) for c in against],
+        "settings": {**told, "epochs kept": curve.best}, "resumed": resume, "seconds": dict(clock.seconds),
+        "environment": {"processor": processor(), "cores": os.cpu_count(), "rag_finetune": version("rag_finetune")}}
+    with atomic(folder / "predictions.csv") as file:
+        csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([list(kinds[0]), *(p.values() for p in kinds)])
+    with atomic(folder / "results.json") as file: json.dump(results, file, indent=1)
+    shutil.rmtree(folder / UNFINISHED)
     return results

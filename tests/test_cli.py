@@ -121,6 +121,16 @@ def test_help_names_the_commands_and_their_options():
     for option in ("--data", "--model", "--out", "--train-limit", "--seed", "--epochs", "--worth"): assert option in text
 
 
+def test_entail_says_how_far_it_can_be_believed(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAG_FINETUNE_USES", str(tmp_path / "uses.jsonl"))
+    out, model = tmp_path / "out", str(tiny_model(tmp_path / "tiny"))
+    found = CliRunner().invoke(app, ["entail", str(data), "--out", str(out), "--reranker", model, "--epochs", "1"])
+    assert found.exit_code == 0 and "saying one half" in found.stdout and "contradiction" in found.stdout
+    assert {p.name for p in out.iterdir()} == {"reranker", "predictions.csv", "results.json"}
+    refused(["entail", tmp_path / "none.csv", "--out", tmp_path / "never"], "none.csv")
+    refused(["entail", data, "--out", out], "exists and is not an empty folder")
+
+
 def test_compare_says_what_may_be_claimed(tmp_path):
     queries = [f"q{i}" for i in range(60)]
     write_qrels({q: {"right": 1} for q in queries}, tmp_path / "qrels.trec")

@@ -1,4 +1,5 @@
 "The main job as a user meets it: what may see what, what is written, and that the figures are those of the files."
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from rag_finetune.models import fingerprint, open_encoder
 from rag_finetune.reranker import FastScorer, open_reranker
 from rag_finetune.pipeline import (
     BLENDS, CHEAP_BLENDS, FEW, MANY, METRICS, TUNED_BLENDS, RememberedPairs, Remembering, Rung, answer, blend, changed_queries, choose,
-    comparisons, judge, new_folder, not_taught, prepare, query_map, run, separation, slices, why_no_classifier, _both,
+    comparisons, entail, judge, new_folder, not_taught, prepare, query_map, run, separation, slices, why_no_classifier, _both,
 )
 from rag_finetune.retrieval import dense, rerank
 from rag_finetune.tiers import to_depth
@@ -344,7 +345,7 @@ def test_the_second_tier_says_what_it_brings_and_what_it_costs(made, doubled):
     assert dev[told["system"]] == max(dev[s] for s in behind) and dev[told["first"]] == max(dev[s] for s in set(dev) - behind)
     values = [ndcg(splits["test"].qrels, read_run(folder / "doubled" / "runs" / f"{told[s]}.trec"), 10) for s in ("system", "first")]
     c, both = told["comparison"], compare(*values)
-    assert c["difference"] == pytest.approx(both.difference, abs=1e-9) and c["p_holm"] == pytest.approx(min(1, 2 * both.p))   # a family of 2
+    assert c["difference"] == pytest.approx(both.difference, abs=1e-9) and c["p_holm"] == pytest.approx(min(1, 2 * both.p))   # of two
     first = read_run(folder / "doubled" / "runs" / f"{told['system'].rpartition('+')[0]}.trec")
     found = recall(splits["test"].qrels, first, told["documents"])
     assert told["ceiling"]["mean"] == pytest.approx(sum(found.values()) / len(found))
@@ -397,6 +398,37 @@ def test_the_reranker_says_what_it_is(made, doubled):
     alone, behind = (f"{doubled['systems'][s]['nDCG@10']['mean']:.3f}" for s in ("tuned", "tuned+reranker"))
     assert "pipeline_tag: text-ranking" in card and f"first {k} documents reranked" in card and f"a weight of {weight:g}" in card
     assert any(alone in line and behind in line for line in card.splitlines() if line.startswith("| nDCG@10"))
+
+
+# ---- questions and answers
+
+def test_both_kinds_are_predicted_as_the_saved_model_says(made, tmp_path):
+    folder, splits, model, _ = made
+    results = entail(folder / "data", tmp_path / "out", str(model), epochs=2, k=4)
+    with open(tmp_path / "out" / "predictions.csv", encoding="utf-8", newline="") as file: rows = list(csv.DictReader(file))
+    scorer = FastScorer(open_reranker(tmp_path / "out" / "reranker", "cpu"))
+    said = 1 / (1 + np.exp(-scorer.predict([(r["question"], r["answer"]) for r in rows])))
+    np.testing.assert_allclose([float(r["probability"]) for r in rows], said, atol=1e-4)
+    test = splits["test"]
+    right = {(test.queries[q], test.corpus[d]) for q in test.queries for d in test.positives(q)}
+    assert all(((r["question"], r["answer"]) in right) == (r["kind"] == "entailment") for r in rows) and len(rows) == 2 * len(right)
+    error = np.mean([(float(r["probability"]) - (r["kind"] == "entailment")) ** 2 for r in rows])
+    assert results["systems"]["squared error"]["mean"] == pytest.approx(error, abs=1e-4)
+    assert [(c["a"], c["b"]) for c in results["comparisons"]] == [("the reranker", "saying one half"), ("bm25+reranker", "bm25")]
+    assert results["comparisons"][0]["difference"] == pytest.approx(.25 - error, abs=1e-4) and not (tmp_path / "out" / "training").exists()
+
+
+def test_what_was_stopped_on_the_way_to_yes_and_no_goes_on(made, tmp_path, monkeypatch):
+    folder, _, model, _ = made
+    whole, stops = entail(folder / "data", tmp_path / "whole", str(model), epochs=2, k=4), [KeyboardInterrupt]
+    real = pipeline.record_use
+    monkeypatch.setattr(pipeline, "record_use", lambda *told: (_ for _ in ()).throw(stops.pop()) if stops else real(*told))
+    with pytest.raises(KeyboardInterrupt): entail(folder / "data", tmp_path / "cut", str(model), epochs=2, k=4)
+    with pytest.raises(DataError, match="epochs"): entail(folder / "data", tmp_path / "cut", str(model), epochs=3, k=4, resume=True)
+    again = entail(folder / "data", tmp_path / "cut", str(model), epochs=2, k=4, resume=True)
+    assert again["systems"] == whole["systems"] and (again["resumed"], whole["resumed"]) == (True, False)
+    with pytest.raises(DataError): entail(tmp_path / "no.csv", tmp_path / "none", str(model))
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_missing_reranker_is_told_before_anything_is_trained(made, tmp_path):
