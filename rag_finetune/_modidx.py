@@ -473,6 +473,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'rag_finetune/negatives.py'),
                                         'rag_finetune.negatives.without': ('negatives.html#without', 'rag_finetune/negatives.py')},
             'rag_finetune.pairs': { 'rag_finetune.pairs.Paraphrases': ('pairs.html#paraphrases', 'rag_finetune/pairs.py'),
+                                    'rag_finetune.pairs._alike': ('pairs.html#_alike', 'rag_finetune/pairs.py'),
                                     'rag_finetune.pairs._asks_for': ('pairs.html#_asks_for', 'rag_finetune/pairs.py'),
                                     'rag_finetune.pairs._common': ('pairs.html#_common', 'rag_finetune/pairs.py'),
                                     'rag_finetune.pairs._dates': ('pairs.html#_dates', 'rag_finetune/pairs.py'),
