@@ -53,9 +53,9 @@ def _exercise(nb: nbformat.NotebookNode, n: str) -> list[str]:
 def test_is_a_lesson(path):
     assert missing(nbformat.read(path, as_version=4), path.stem) == []
 
-def test_all_of_them_take_less_than_ten_minutes():
+def test_all_of_them_take_less_than_a_quarter_of_an_hour():
     stated = {p.stem: int(TIME.search(nbformat.read(p, as_version=4).cells[1].source)[1]) for p in LESSONS}
-    assert sum(stated.values()) < 600, stated
+    assert sum(stated.values()) < 900, stated
 
 CHECKS = """
 for n in {numbers!r}:

@@ -262,7 +262,7 @@ def test_an_adapter_may_be_called_like_a_part_of_the_model(folder, tmp_path):
 
 
 @pytest.mark.parametrize(("setting", "value"), [
-    ("auto_mapping", {"base_model_class": "X", "parent_library": "evil"}), ("megatron_config", {"a": 1}), ("modules_to_save", ["pooler"]),
+    ("auto_mapping", {"base_model_class": "X", "parent_library": "evil"}), ("megatron_config", {"a": 1}),
     ("init_lora_weights", "pissa"), ("use_dora", True), ("layer_replication", [[0, 1]]), ("corda_config", {"cache_file": "x.pt"}),
     ("bias", "all"), ("a_later_invention", 1),
 ])
@@ -271,6 +271,17 @@ def test_settings_that_do_more_than_plain_lora_are_refused(setting, value, folde
     settings = json.loads((where / FILES[1]).read_text()) | {setting: value}
     (where / FILES[1]).write_text(json.dumps(settings))
     with pytest.raises(DataError, match=f"adapter_config.json sets '{setting}'"): load_adapter(open_encoder(folder, device="cpu"), where)
+
+
+def test_another_trained_layer_beside_the_matrices_is_not_left_out_in_silence(folder, tmp_path):
+    where, _ = saved(folder, tmp_path)
+    settings = json.loads((where / FILES[1]).read_text()) | {"modules_to_save": ["pooler"]}
+    (where / FILES[1]).write_text(json.dumps(settings))
+    save_file({**load_file(where / FILES[0]), "base_model.model.pooler.dense.weight": torch.eye(32)}, where / FILES[0])
+    (where / FILES[3]).unlink()
+    model = open_encoder(folder, device="cpu")
+    adopt_adapter(where, model, "tiny")
+    with pytest.raises(DataError, match="does not fit"): load_adapter(model, where)
 
 
 def test_what_is_missing_broken_or_pickled_is_refused_by_name(folder, tmp_path):

@@ -238,7 +238,8 @@ def test_int8_leaves_a_layer_alone_that_the_sample_tells_nothing_of(texts, tmp_p
 @pytest.mark.parametrize("has, most", [({"avx2": True}, 64), ({"avx512_vnni": True}, 127), ({"avx_vnni": True}, 127)])
 def test_int8_weights_are_so_small_that_no_sum_is_cut_off(has, most, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", **has})
-    layers = [m for m in models._rounded(make_encoder(tmp_path), texts[:30]).modules() if isinstance(m, models._Rounded)]
+    encoder = make_encoder(tmp_path)
+    layers = [m for m in models._rounded(encoder, lambda: encoder.encode(texts[:30])).modules() if isinstance(m, models._Rounded)]
     assert layers and {round((m.weight / m.steps[:, None]).abs().max().item()) for m in layers} == {most}
 
 

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "training": "core",
     "embedding": "core negatives models metrics retrieval training",
     "pairs": "core data negatives synthetic",
-    "reranker": "core embedding losses metrics models negatives pairs retrieval",
+    "reranker": "core embedding losses metrics models negatives pairs retrieval training",
     "flag": "core data models reranker",
     "tiers": "core negatives retrieval verdict",
     "rerankers": "core metrics models pairs reranker retrieval tiers verdict",
