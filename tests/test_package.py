@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from notebooks import ROOT, copied
+from tiny import tiny_data
 
 import rag_finetune
+from rag_finetune.data import deal, write_beir
 
 PACKAGE = ROOT / "rag_finetune"
 MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if not p.stem.startswith("_"))
@@ -210,7 +212,8 @@ def test_the_wheel_brings_modules_data_and_types(installed, tmp_path):
 
 @pytest.mark.slow
 def test_the_wheel_runs_the_main_job_in_another_folder(installed, tmp_path):
-    outside([installed / "rag-finetune", "run", "--train-limit", "100", "--epochs", "1", "--out", "out"], tmp_path)
+    write_beir(deal(tiny_data()), tmp_path / "things")
+    outside([installed / "rag-finetune", "run", "--data", "things", "--epochs", "1", "--out", "out"], tmp_path)
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert {"base", "bm25", "tuned"} <= results["systems"].keys()
     assert results["verdict"]["decision"] in {"better", "worse", "no_difference", "not_enough"}
