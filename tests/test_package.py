@@ -6,12 +6,13 @@ import re
 import subprocess
 import sys
 from configparser import ConfigParser
-from importlib.metadata import metadata, requires
+from importlib.metadata import distributions, metadata, requires
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 from notebooks import ROOT, copied
+from packaging.specifiers import SpecifierSet
 from tiny import tiny_data
 
 import rag_finetune
@@ -136,6 +137,11 @@ def test_every_dependency_is_locked_and_the_lock_names_no_place():
     wanted = [line for key in keys for line in settings()[key].split()]
     assert {re.sub(r"[-_.]+", "-", re.split(r"[=<>]", line)[0]).lower() for line in wanted} <= locked
     assert all(re.fullmatch(r"#.*|[\w.-]+==[\w.]+", line) for line in lock.splitlines()), "only name==version"
+
+def test_what_is_locked_runs_on_the_oldest_python_that_is_promised():
+    promised = settings()["min_python"] + ".0"   # Debian 12 has 3.11.2
+    wants = {d.metadata["Name"]: d.metadata["Requires-Python"] for d in distributions()}
+    assert {name: python for name, python in wants.items() if python and promised not in SpecifierSet(python)} == {}
 
 def test_is_typed_and_brings_its_data():
     assert files("rag_finetune").joinpath("py.typed").is_file()
