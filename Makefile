@@ -19,7 +19,7 @@ run: $(VENV)/.installed
 # ends with pytest's closing line; lint and types are among the tests
 test: $(VENV)/.installed-dev
 	"$(PY)" -m pip check
-	"$(PY)" -m pytest -n $(WORKERS) --durations 10 $(ARGS)
+	"$(PY)" -m pytest -n $(WORKERS) --dist worksteal --durations 10 $(ARGS)
 
 # the site into _docs/, from the notebooks with the outputs that they carry; a warning is an error
 docs: $(VENV)/.installed-docs
@@ -64,19 +64,20 @@ clean:
 $(PY):
 	$(PYTHON) -m venv "$(VENV)"
 
-# torch first and by itself: asked for together with the rest, pip may choose a build that brings the CUDA packages
+# torch first and by itself: asked for together with the rest, pip may choose a build that brings the CUDA packages;
+# nothing is compiled to bytecode before it is imported, which most of it never is
 $(VENV)/.torch: constraints.txt | $(PY)
-	"$(PY)" -m pip install -c constraints.txt $(TORCH)
+	"$(PY)" -m pip install --no-compile -c constraints.txt $(TORCH)
 	touch "$@"
 
 $(VENV)/.installed: $(SOURCES) $(VENV)/.torch
-	"$(PY)" -m pip install -c constraints.txt -e .
+	"$(PY)" -m pip install --no-compile -c constraints.txt -e .
 	touch "$@"
 
 $(VENV)/.installed-dev: $(SOURCES) $(VENV)/.torch
-	"$(PY)" -m pip install -c constraints.txt -e ".[dev]"
+	"$(PY)" -m pip install --no-compile -c constraints.txt -e ".[dev]"
 	touch "$@" "$(VENV)/.installed" "$(VENV)/.installed-docs"
 
 $(VENV)/.installed-docs: $(SOURCES) $(VENV)/.torch
-	"$(PY)" -m pip install -c constraints.txt -e ".[docs]"
+	"$(PY)" -m pip install --no-compile -c constraints.txt -e ".[docs]"
 	touch "$@" "$(VENV)/.installed"
