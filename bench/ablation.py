@@ -10,7 +10,8 @@ training runs all of its epochs. `late`, the fine-tuned model's tokens, is not t
 over its seeds, and is compared with the first stage and with `late`: paired, Holm, the seeds' spread in the interval as in seeds.py.
 
 An arm differs from `labels` in what its name says: ListNet over the judgements, four hard negatives of the first stage and four at
-random, from the bundled MiniLM with a fresh head. Every finished training becomes one file under --work at once, and a second call goes
+random, from the bundled MiniLM with a fresh head. Those called `tokens` train the tokens of an embedding model for late interaction, with
+the batch's other answers and one hard negative. Every finished training becomes one file under --work at once, and a second call goes
 on from there.
 --save writes assets/ablation.json; sets that were not asked for stay in it as they are.
 """
@@ -26,6 +27,7 @@ from seeds import CODE, ROOT, asked, average, claim, mean, widened
 
 from rag_finetune.data import atomic, load, read_any, sample
 from rag_finetune.embedding import few_documents
+from rag_finetune.late import fine_tune_late
 from rag_finetune.metrics import ndcg, recall
 from rag_finetune.models import open_encoder
 from rag_finetune.pairs import near_misses, paraphrases
@@ -39,12 +41,15 @@ from rag_finetune.verdict import compare_all, interval, sentence
 
 SAVED = ROOT / "assets" / "ablation.json"
 DECIDES = "nDCG@10"
-CODE_READ = b"".join((ROOT / "rag_finetune" / f"{m}.py").read_bytes() for m in (*CODE, "losses", "pairs", "synthetic"))
+CODE_READ = b"".join((ROOT / "rag_finetune" / f"{m}.py").read_bytes() for m in (*CODE, "late", "losses", "pairs", "synthetic"))
+
+
+TOKENS = "tokens"
 
 
 class Arm(NamedTuple):
     "One way to train a reranker."
-    loss: str = "ListNetLoss"
+    loss: str = "ListNetLoss"   # or TOKENS: the tokens of an embedding model, for late interaction
     hard: int = 4
     easy: int = 4
     margin: float | None = None # relative, of the hard ones
@@ -62,6 +67,8 @@ ARMS = {
     "taught-by-first": Arm(teacher="first"), "taught-by-late": Arm(teacher="late"),
     "from-tuned-taught-by-late": Arm(start="tuned", teacher="late"),
     "from-tuned-made-up-queries-taught-by-late": Arm(start="tuned", teacher="late", more="made-up queries"),
+    "tokens": Arm(TOKENS, 1, 0, start="tuned"), "tokens-of-base": Arm(TOKENS, 1, 0),
+    "tokens-made-up-queries": Arm(TOKENS, 1, 0, start="tuned", more="made-up queries"),
 }
 
 
@@ -143,16 +150,25 @@ def begun(first, arm, seed, args):
 def trained(first, name, seed, args):
     "One training; values on dev and how they came about."
     arm = ARMS[name]
-    (data, negatives), model = rows_of(first, arm, seed), begun(first, arm, seed, args)
+    checkpoints = first.work / f"{first.name}-{name}-{seed}-{key(first.key, arm, args.epochs, args.tokens)}.training"
+    told = dict(epochs=args.epochs, seed=seed, tokens=args.tokens, checkpoints=checkpoints)
+    data, negatives = rows_of(first, arm, seed)
+    if arm.loss == TOKENS:
+        model = open_encoder(first.folder if arm.start == "tuned" else first.model)
+        curve = fine_tune_late(model, data, negatives=negatives, **told)
+        return outcome(first, LateInteraction(model), COMPARED, curve)
+    model = begun(first, arm, seed, args)
     rows = data
     if arm.teacher:
         run = first.run(data)
         rows = teach(data, run if arm.teacher == "first" else rerank(data, run, first.late, 30), arm.hard + arm.easy, seed)
     if arm.teacher == "late": rows = rows._replace(labels=[[20 * x for x in told] for told in rows.labels])   # cosines lie close together
-    checkpoints = first.work / f"{first.name}-{name}-{seed}-{key(first.key, arm, args.epochs, args.tokens)}.training"
-    curve = fine_tune_reranker(model, rows, negatives=negatives, loss=arm.loss, epochs=args.epochs, seed=seed, tokens=args.tokens,
-                               checkpoints=checkpoints)
-    values, settings = first.values(FastScorer(model), READ)
+    return outcome(first, FastScorer(model), READ, fine_tune_reranker(model, rows, negatives=negatives, loss=arm.loss, **told))
+
+
+def outcome(first, scorer, depths, curve):
+    "Values on dev, and how they came about."
+    values, settings = first.values(scorer, depths)
     return {"values": values, "settings": settings, "loss": [p.loss for p in curve.points], "seconds": curve.seconds}
 
 

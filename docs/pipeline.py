@@ -39,6 +39,7 @@ BOXES = [
     Box("17_flag", 0, 3, "FlagEmbedding", "another trainer"),
     Box("18_tiers", 3, 4, "Two tiers", "how deep, how sure", RUN),
     Box("19_rerankers", 2, 4, "Rerankers", "side by side"),
+    Box("20_late", 4, 4, "Late interaction", "tokens, trained"),
     Box("80_report", 4, 1, "Report", "one HTML file", RUN),
     Box("90_pipeline", 3, 0, "Pipeline", "all of it, one call", RUN),
     Box("91_cli", 4, 0, "Commands", "run, compare", ("help", "commands.html")),

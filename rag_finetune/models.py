@@ -22,7 +22,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Module, Transformer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -316,7 +316,7 @@ def _is_plain(
 
 @contextmanager
 def _evaluating(
-    encoder:SentenceTransformer  # any
+    encoder:nn.Module  # any
 ) -> Iterator[None]:
     "Within the block nothing drops out; afterwards those modules train that did before, and no others."
     training = [module for module in encoder.modules() if module.training]
@@ -515,7 +515,7 @@ def _tokenizer_state(
     return sorted(tokenizer.get_vocab().items()) if hasattr(tokenizer, "get_vocab") else None
 
 def _settings(
-    encoder:SentenceTransformer|CrossEncoder  # any
+    encoder:SentenceTransformer|CrossEncoder|MultiVectorEncoder  # any
 ) -> list[Any]:  # JSON
     "Everything besides the weights that changes a vector."
     found: list[Any] = [encoder.prompts, encoder.default_prompt_name, getattr(encoder, "truncate_dim", None)]
@@ -530,7 +530,7 @@ def _settings(
 
 # %% ../nbs/05_models.ipynb #50241560
 def _weights(
-    encoder:SentenceTransformer|CrossEncoder,  # any
+    encoder:SentenceTransformer|CrossEncoder|MultiVectorEncoder,  # any
     adapters:bool,                # False: as if all of them were switched off
     but:Collection[str]           # names of tensors to leave out
 ) -> Iterator[tuple[str, torch.Tensor]]:  # (name, tensor)
@@ -549,7 +549,7 @@ def _weights(
 
 # %% ../nbs/05_models.ipynb #867764de
 def fingerprint(
-    encoder:SentenceTransformer|CrossEncoder,  # any
+    encoder:SentenceTransformer|CrossEncoder|MultiVectorEncoder,  # any
     adapters:bool=True,                        # False: of the base alone, whatever adapters lie in it
     but:Collection[str]=()                     # names of tensors that do not count
 ) -> str:  # 16 hexadecimal digits

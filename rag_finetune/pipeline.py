@@ -4,29 +4,29 @@
 
 # %% auto #0
 __all__ = ['log', 'STRENGTHS', 'ADAPTERS', 'SAYS', 'BLENDS', 'CHEAP_BLENDS', 'TUNED_BLENDS', 'CLASSIFIERS', 'FEW', 'MANY',
-           'SHARES', 'NO_RERANKER', 'READ', 'COMPARED', 'WEIGHTS', 'HARD', 'EASY', 'RANKS', 'METRICS', 'DECIDES',
-           'UNFINISHED', 'BEGUN', 'Prepared', 'prepare', 'warned', 'refuse', 'unused', 'token_counts', 'too_long',
-           'uses_file', 'record_use', 'Remembering', 'Rung', 'blend', 'why_no_classifier', 'cheap_rungs', 'tuned_rungs',
-           'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'along', 'train_best', 'RememberedPairs', 'Tier',
-           'tier', 'given_tiers', 'tier_rungs', 'joined', 'foremost', 'Tiers', 'two_tiers', 'train_reranker', 'times',
-           'SecondTier', 'slices', 'comparisons', 'changed_queries', 'separation', 'query_map', 'not_taught',
-           'forgetting', 'model_card', 'reranker_card', 'Clock', 'environment', 'processor', 'new_folder', 'measured',
-           'save_model', 'write_outcome', 'refit', 'on_test', 'opened', 'run', 'entail']
+           'SHARES', 'NO_RERANKER', 'LATE', 'READ', 'COMPARED', 'WEIGHTS', 'HARD', 'EASY', 'RANKS', 'METRICS',
+           'DECIDES', 'UNFINISHED', 'BEGUN', 'Prepared', 'prepare', 'warned', 'refuse', 'unused', 'token_counts',
+           'too_long', 'uses_file', 'record_use', 'Remembering', 'Rung', 'blend', 'why_no_classifier', 'cheap_rungs',
+           'tuned_rungs', 'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'along', 'train_best',
+           'RememberedPairs', 'Tier', 'tier', 'given_tiers', 'tier_rungs', 'joined', 'foremost', 'Tiers', 'two_tiers',
+           'train_reranker', 'times', 'SecondTier', 'slices', 'comparisons', 'changed_queries', 'separation',
+           'query_map', 'not_taught', 'forgetting', 'model_card', 'reranker_card', 'Clock', 'environment', 'processor',
+           'new_folder', 'measured', 'save_model', 'write_outcome', 'refit', 'on_test', 'opened', 'run', 'entail']
 
 # %% ../nbs/90_pipeline.ipynb #ff5082f4
-import csv, json, logging, os, platform, re, shutil, time
+import copy, csv, json, logging, os, platform, re, shutil, time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from scipy.special import expit
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import normalize
 from transformers import PreTrainedTokenizerBase
@@ -38,6 +38,7 @@ from rag_finetune.data import (
 )
 from .embedding import Curve, few_documents, fine_tune
 from .ladder import adapter, frozen_lr, neighbours, seen_share, tfidf_lr
+from .late import fine_tune_late, multi_vector
 from .metrics import evaluate, ndcg, recall, reciprocal_rank
 from .models import FastEncoder, best_dtype, encode_documents, encode_queries, fingerprint, model_folder, open_encoder
 from .negatives import fill, mine
@@ -384,7 +385,7 @@ def train_best(
     return Trained(model, recipe, curve.best, {r.name: c for r, _, c in found}, share, way)
 
 # %% ../nbs/90_pipeline.ipynb #16927aea
-NO_RERANKER = "none"
+NO_RERANKER, LATE = "none", "late"           # as a reranker's name; the second: the fine-tuned model's tokens, trained further
 READ, COMPARED = (20, 10, 5), (50, 20, 10)   # documents of a query that a cross-encoder reads, and whose tokens are compared
 WEIGHTS = (1., .8, .6, .4, .2)               # of the reranker, against the first stage
 
@@ -412,11 +413,11 @@ def tier(
 
 def given_tiers(
     base:Remembering,  # the model as it comes
-    reranker:str       # as `open_reranker` takes it
+    reranker:str       # as `run` takes it
 ) -> dict[str, Tier]:
     "The rerankers that need no training."
     found = {"late": tier(LateInteraction(base.model), COMPARED)}
-    if has_head(model_folder(reranker)): found["given-reranker"] = tier(FastScorer(open_reranker(reranker)), READ)
+    if reranker != LATE and has_head(model_folder(reranker)): found["given-reranker"] = tier(FastScorer(open_reranker(reranker)), READ)
     return found
 
 def tier_rungs(
@@ -465,19 +466,22 @@ def two_tiers(
 HARD, EASY, RANKS = 4, 4, 50   # negatives of a query that the first stage ranks high, others, and how far down the first are taken from
 
 def train_reranker(
-    name:str,                     # as `open_reranker` takes it
+    name:str,                     # as `run` takes it
     train:Dataset,                # labelled queries
     tuned:Remembering,            # the first stage, whose mistakes are the hard negatives
     dev:Dataset|None=None,        # chooses the epoch; None where `stop_after` says it
     stop_after:int|None=None, seed:int=0,
     checkpoints:Path|None=None    # a folder; what it holds is gone on with
-) -> tuple[CrossEncoder, Curve]:
+) -> tuple[FastScorer|LateInteraction, Curve]:
     "A reranker for what the fine-tuned model returns."
     def first(data: Dataset) -> Run: return dense(data, tuned, tuned.key, k=RANKS)
-    negatives = mixed_negatives(train, first(train), HARD, EASY, RANKS, seed)
+    def negatives(hard: int, easy: int) -> dict[str, list[str]]: return mixed_negatives(train, first(train), hard, easy, RANKS, seed)
+    told:dict[str, Any] = dict(run=first(dev) if dev else None, epochs=2, stop_after=stop_after, seed=seed, checkpoints=checkpoints)
+    if name == LATE:
+        tokens = copy.deepcopy(tuned.model)
+        return LateInteraction(tokens), fine_tune_late(tokens, train, dev, negatives=negatives(1, 0), k=COMPARED[0], **told)
     model = open_reranker(name, seed=seed)
-    return model, fine_tune_reranker(model, train, dev, first(dev) if dev else None, negatives, k=READ[1], epochs=2,
-                                     stop_after=stop_after, seed=seed, checkpoints=checkpoints)
+    return FastScorer(model), fine_tune_reranker(model, train, dev, negatives=negatives(HARD, EASY), k=READ[1], **told)
 
 def times(
     dev:Dataset, encoder:Remembering,        # whose queries; who encodes them
@@ -494,24 +498,24 @@ def times(
 class SecondTier:
     "The rerankers of a run: chosen on dev behind the first stages, trained again where dev is given back, asked once on test."
     def __init__(
-        self, name:str,         # of the reranker, as `open_reranker` takes it
+        self, name:str,         # of the reranker, as `run` takes it
         base:Remembering,       # the embedding model as it comes
         seed:int, checkpoints:Path  # of its trainings; what lies there is gone on with
     ):
         self.name, self.base, self.seed, self.checkpoints, self.given = name, base, seed, checkpoints, given_tiers(base, name)
-        open_reranker(name, "cpu")   # what cannot be opened is told before the hours
+        if name != LATE: open_reranker(name, "cpu")   # what cannot be opened is told before the hours
 
     def choose(self, train:Dataset, dev:Dataset, near:Remembering, cheap:Choice, tuned:Choice) -> list[Choice]:  # cheap, tuned
         "Both choices and what dev chose of every reranker behind their systems; `near` is the fine-tuned model."
         self.single, self.stages = joined(cheap, tuned), (foremost(cheap), foremost(tuned), foremost(cheap, tuned))
-        self.model, self.curve = train_reranker(self.name, train, near, dev, None, self.seed, self.checkpoints / "reranker")
+        self.scorer, self.curve = train_reranker(self.name, train, near, dev, None, self.seed, self.checkpoints / "reranker")
         behind = two_tiers(dev, self.single.runs, self._tiers(near), *self.stages)
         return [joined(c, choose(rungs, {}, dev.qrels, {})) for c, rungs in zip((cheap, tuned), behind)]
 
     def refit(self, learnt:Dataset, final:Remembering) -> None:
         "The same training on all labelled queries, for the epochs that dev kept."
         folder = self.checkpoints / "reranker-refit"
-        self.model, _ = train_reranker(self.name, learnt, final, None, self.curve.best, self.seed, folder)
+        self.scorer, _ = train_reranker(self.name, learnt, final, None, self.curve.best, self.seed, folder)
 
     def answer(self, test:Dataset, runs:Mapping[str, Run], final:Remembering, settings:Mapping[str, Any]) -> dict[str, Run]:
         "Every reranker's one run over the test queries, behind what the single systems returned."
@@ -537,7 +541,12 @@ class SecondTier:
                 "against_late": told(trained)}
 
     def _tiers(self, near:Remembering) -> Tiers:
-        return Tiers(self.given, tier(LateInteraction(near.model), COMPARED), tier(FastScorer(self.model), READ))
+        return Tiers(self.given, tier(LateInteraction(near.model), COMPARED), tier(self.scorer, COMPARED if self.name == LATE else READ))
+
+    def model(self) -> CrossEncoder|MultiVectorEncoder:
+        "What is saved."
+        scorer = self.scorer
+        return multi_vector(cast(SentenceTransformer, scorer.model)) if isinstance(scorer, LateInteraction) else scorer.model
 
 # %% ../nbs/90_pipeline.ipynb #dba761dd
 METRICS = ("accuracy@1", "accuracy@3", "recall@10", "MRR@10", "nDCG@10")
@@ -683,10 +692,13 @@ def reranker_card(
     settings, made, second = (results[k] for k in ("settings", "environment", "second_tier"))
     k, weight = settings["tuned+reranker"]
     start = "all-MiniLM-L6-v2 (embedded) with a fresh head" if settings["reranker"] == "default" else settings["reranker"]
-    return _card(results, "text-ranking",
-                 f"{start}, fine-tuned by rag_finetune {made['rag_finetune']}: ListNet over the judged documents, {HARD} negatives "
-                 f"from the first {RANKS} documents of the fine-tuned embedding model and {EASY} at random for each query, "
-                 f"{settings['reranker epochs']} epochs, seed {settings['seed']}.",
+    mined = f"from the first {RANKS} documents of the fine-tuned embedding model"
+    taught = f"{start}, fine-tuned by rag_finetune {made['rag_finetune']}: ListNet over the judged documents, {HARD} negatives {mined} " \
+        f"and {EASY} at random for each query"
+    if settings["reranker"] == LATE:
+        taught = f"The tokens of the fine-tuned embedding model beside it, trained on by rag_finetune {made['rag_finetune']} for late " \
+            f"interaction, with the batch's other answers and one negative {mined} for each query; `MultiVectorEncoder` opens them"
+    return _card(results, "text-ranking", f"{taught}, {settings['reranker epochs']} epochs, seed {settings['seed']}.",
                  {"fine-tuned embedding model alone": "tuned", f"with its first {k} documents reranked": "tuned+reranker"},
                  [f"Dev gave the reranker a weight of {weight:g} and the first stage the rest, both standardised.",
                   f"Dev's best system with a second tier against its best without: {second['sentence']}."])
@@ -769,7 +781,7 @@ def measured(
                         "chosen": chosen, "best_cheap": best_cheap}}
 
 # %% ../nbs/90_pipeline.ipynb #852fc28f
-def save_model(model:SentenceTransformer|CrossEncoder, folder:Path) -> None:
+def save_model(model:SentenceTransformer|CrossEncoder|MultiVectorEncoder, folder:Path) -> None:
     "Save in one move: the folder is there as a whole or not at all."
     part = folder.with_name(f".{folder.name}.part")
     for stale in (part, folder): shutil.rmtree(stale, ignore_errors=True)  # of a run that was stopped after its training
@@ -841,7 +853,7 @@ def run(
     worth:float=.01,             # a difference in nDCG@10 smaller than this is not worth the cost
     seed:int=0,                  # for every random choice
     strict:bool=False,           # stop at anything that the checks find, before the training
-    reranker:str=NO_RERANKER,    # a second tier: "default" (the default model with a fresh head), a folder, a hub name; "none"
+    reranker:str=NO_RERANKER,    # a second tier: "default" (a fresh head), a folder, a hub name, "late" (its own tokens); "none"
     resume:bool=False            # go on with the run that was stopped in `out`; everything else must be as it was
 ) -> dict[str, Any]:  # as in results.json
     "The whole job: choose on dev, refit, measure once on test, write everything into `out`."
@@ -885,7 +897,7 @@ def run(
     if second:
         if carved:
             with clock("refit the reranker"): second.refit(learnt, final)
-        save_model(second.model, folder / "reranker")
+        save_model(second.model(), folder / "reranker")
     uses = record_use(test, f"{model}, {folder}", uses_file())
     if (uses["count"] or 0) > 1: log.warning("this test split was used %d times, this run included; a second dev by now", uses["count"])
     with clock("test, once"):
@@ -900,7 +912,8 @@ def run(
     doubled = None
     if second:
         with clock("what the second tier costs"): doubled = second.outcome(dev, test.qrels, runs, scores, settings, worth)
-        if "given-reranker" not in second.given: skipped["untrained reranker"] = "its head is new, so what it says is noise"
+        fresh = reranker != LATE and "given-reranker" not in second.given
+        if fresh: skipped["untrained reranker"] = "its head is new, so what it says is noise"
 
     results = {
         "dataset": {"name": test.name, "fingerprint": {s: d.fingerprint for s, d in splits.items()}, "documents": len(test.corpus),

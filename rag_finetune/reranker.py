@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'KEPT', 'ACTIVATIONS', 'Scored', 'LONGEST', 'RERANKER_LOSSES', 'SHARP', 'LateInteraction', 'has_head',
-           'open_reranker', 'FastScorer', 'int8_scorer', 'mixed_negatives', 'list_rows', 'teach',
-           'reranker_rows_and_loss', 'reranked_score', 'fine_tune_reranker', 'QuestionAnswerEvaluator']
+           'open_reranker', 'is_multi_vector', 'open_multi_vector', 'FastScorer', 'int8_scorer', 'mixed_negatives',
+           'list_rows', 'teach', 'reranker_rows_and_loss', 'reranked_score', 'fine_tune_reranker',
+           'QuestionAnswerEvaluator']
 
 # %% ../nbs/11_reranker.ipynb #acda44c3
 import copy, logging
@@ -18,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.cross_encoder.losses import (
     ADRMSELoss, BinaryCrossEntropyLoss, CachedMultipleNegativesRankingLoss, LambdaLoss, ListMLELoss, ListNetLoss, MarginMSELoss, MSELoss,
@@ -44,13 +45,22 @@ log = logging.getLogger(__name__)
 # %% ../nbs/11_reranker.ipynb #3e2463a7
 KEPT = 1 << 30   # bytes of token vectors that are remembered; 3,600 documents of 384 tokens and 384 numbers
 
-@torch.inference_mode()
 def _token_vectors(
-    model:SentenceTransformer,  # plain
+    model:SentenceTransformer|MultiVectorEncoder,  # the first kind plain
     texts:list[str],
     prompts:Sequence[str]       # names of prompts, the first that the model has is put before each text
 ) -> list[np.ndarray]:  # float16 (n_tokens, dimension) each, unit length; special tokens are left out
-    "What the transformer makes of each token."
+    "What the transformer makes of each token; of a multi-vector model, what the model makes of its tokens."
+    if isinstance(model, SentenceTransformer): return _plain_token_vectors(model, texts, prompts)
+    encode = model.encode_query if prompts is QUERY else model.encode_document
+    found = encode(texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
+    return [vectors.astype(np.float16) for vectors in found]
+
+@torch.inference_mode()
+def _plain_token_vectors(
+    model:SentenceTransformer, texts:list[str], prompts:Sequence[str]  # as above
+) -> list[np.ndarray]:
+    "Tokenised once, batched by length."
     name = next((p for p in prompts if p in model.prompts), model.default_prompt_name)
     _, columns = _unpadded(model, texts, None if name is None else model.prompts[name], None)
     ids, found = columns["input_ids"], cast(Any, [None] * len(texts))
@@ -67,13 +77,14 @@ def _token_vectors(
 
 class LateInteraction:
     """A `PairScorer` by an embedding model as it is: each token of the query finds its best match among the document's, and the cosines are
-    averaged (MaxSim; Khattab and Zaharia, ColBERT, 2020). Vectors of texts are remembered."""
+    averaged (MaxSim; Khattab and Zaharia, ColBERT, 2020). Vectors of texts are remembered. A multi-vector model scores by its own."""
     def __init__(
         self,
-        model:SentenceTransformer,  # from `open_encoder`, tuned or not
+        model:SentenceTransformer|MultiVectorEncoder,  # from `open_encoder`, tuned or not, or from `open_multi_vector`
         kept:int=KEPT               # bytes of documents' token vectors that are remembered, beside those of sixteen queries
     ):
-        if not _is_plain(model): raise DataError(f"{type(model[0]).__name__} is no plain text transformer, whose tokens could be compared")
+        if isinstance(model, SentenceTransformer) and not _is_plain(model):
+            raise DataError(f"{type(model[0]).__name__} is no plain text transformer, whose tokens could be compared")
         self.model, self.kept = model, kept
         self.queries:dict[str, np.ndarray] = {}
         self.documents:dict[str, np.ndarray] = {}
@@ -134,6 +145,20 @@ def _refuse_activation(
                 raise DataError(f"{folder}: {path.name} names {value!r} as {key}, which would be imported; "
                                 f"expected {' or '.join(ACTIVATIONS)}")
 
+def _opened(
+    kind:Callable[..., Any],   # sentence-transformers' class
+    what:str,                  # it is, in words
+    folder:Path,               # that passed the checks
+    device:str|None, **settings:Any
+) -> Any:
+    "A model from safetensors in float32, none of its author's code run; `DataError` where it cannot be opened."
+    try: return kind(str(folder), device=device or best_device(), trust_remote_code=False, local_files_only=True,
+                     model_kwargs={"use_safetensors": True, "dtype": torch.float32}, **settings)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise DataError(f"{folder}: cannot be opened as {what} ({type(error).__name__}: {reason[:200]}); "
+                        "save it again, or fetch it anew") from error
+
 def open_reranker(
     name:str|Path="default",  # "default" (the embedded all-MiniLM-L6-v2 with a fresh head), a folder, or a hub name like owner/model
     device:str|None=None,     # "cuda", "mps", "cpu"; the best there is if None
@@ -145,16 +170,30 @@ def open_reranker(
     settings:dict[str, Any] = {} if has_head(folder) else {"num_labels": 1}
     with torch.random.fork_rng(devices=[]), _quiet():
         torch.default_generator.manual_seed(seed)
-        try: model = CrossEncoder(str(folder), device=device or best_device(), trust_remote_code=False, local_files_only=True,
-                                  activation_fn=nn.Identity(), model_kwargs={"use_safetensors": True, "dtype": torch.float32}, **settings)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-            reason = next(iter(str(error).strip().splitlines()), "")
-            raise DataError(f"{folder}: cannot be opened as a reranker ({type(error).__name__}: {reason[:200]}); "
-                            "save it again, or fetch it anew") from error
+        model = _opened(CrossEncoder, "a reranker", folder, device, activation_fn=nn.Identity(), **settings)
     if model.num_labels != 1:
         raise DataError(f"{folder}: gives {model.num_labels} scores for a pair, and a reranker gives one; take a model with one label, "
                         "or its encoder alone, saved without the head")
     return model.eval()
+
+def is_multi_vector(
+    folder:str|Path  # a model's
+) -> bool:
+    "Whether a model is one of late interaction: ColBERT's own kind, PyLate's, or sentence-transformers' `MultiVectorEncoder`."
+    settings = [Path(folder) / name for name in ("config_sentence_transformers.json", "config.json")]
+    kind, config = (_json(path) if path.is_file() else {} for path in settings)
+    return kind.get("model_type") in ("MultiVectorEncoder", "ColBERT") or "HF_ColBERT" in (config.get("architectures") or [])
+
+def open_multi_vector(
+    name:str|Path,         # a folder, or a hub name like owner/model
+    device:str|None=None   # "cuda", "mps", "cpu"; the best there is if None
+) -> MultiVectorEncoder:  # weights in float32; `LateInteraction` makes a scorer of it
+    "Open a model of late interaction from safetensors, without running any code of its author."
+    folder = model_folder(name)
+    if not is_multi_vector(folder):
+        raise DataError(f"{folder}: no model of late interaction; an embedding model's tokens are compared by "
+                        "`LateInteraction(open_encoder(...))`")
+    return _opened(MultiVectorEncoder, "a model of late interaction", folder, device).eval()
 
 @contextmanager
 def _quiet(

@@ -23,7 +23,7 @@ from .core import DataError, Dataset, PairScorer, Run, ranking
 from .metrics import evaluate
 from .models import model_folder
 from .pairs import near_misses
-from .reranker import FastScorer, has_head, open_reranker
+from .reranker import FastScorer, LateInteraction, has_head, is_multi_vector, open_multi_vector, open_reranker
 from .retrieval import bm25, rerank
 from .tiers import Latency, latency, to_depth
 from .verdict import FEWEST_QUERIES, Comparison, Interval, compare_all, decide, holm, interval, queries_needed, table
@@ -121,6 +121,7 @@ def _opened(
 ) -> PairScorer|str:  # why it must not be measured, in words, where it has no head
     "What scores pairs."
     if not isinstance(scorer, (str, Path)): return scorer
+    if is_multi_vector(model_folder(scorer)): return LateInteraction(open_multi_vector(scorer))
     if not has_head(model_folder(scorer)):
         return "it brings no trained head, so its scores are noise and no baseline; fine-tune it first (`fine_tune_reranker`)"
     return FastScorer(open_reranker(scorer))

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -297,17 +297,18 @@ def agreed(
         raise DataError("the processes have different rows, settings or models; make the data the same in each, from files and seeds")
 
 # %% ../nbs/14_training.ipynb #8ebe8983
-Model = SentenceTransformer|CrossEncoder   # trained by the same loop
+Model = SentenceTransformer|CrossEncoder|MultiVectorEncoder   # trained by the same loop
 
 def result(
-    model:nn.Module  # a SentenceTransformer or a CrossEncoder
-) -> str:  # "sentence_embedding" (n_texts, dimension) or "scores" (n_pairs, 1)
+    model:nn.Module  # a `Model`
+) -> str:  # "sentence_embedding" (n_texts, dimension), "scores" (n_pairs, 1) or "token_embeddings" (n_texts, n_tokens, dimension)
     "What a model's `forward` calls the result that a loss asks for."
+    if isinstance(model, MultiVectorEncoder): return "token_embeddings"
     return "scores" if isinstance(model, CrossEncoder) else "sentence_embedding"
 
 @contextmanager
 def shared(
-    model:nn.Module,    # a SentenceTransformer or a CrossEncoder
+    model:nn.Module,    # a `Model`
     group:Group,        # of `processes`
     dtype:torch.dtype   # of matrix products
 ) -> Iterator[None]:
@@ -315,12 +316,15 @@ def shared(
     if group.size == 1 and dtype is torch.float32:
         yield
         return
+    if group.size > 1 and isinstance(model, MultiVectorEncoder):
+        raise DataError("a vector for each token: texts of unlike lengths cannot be dealt out to several processes; train it in one")
     whole, name = model.forward, result(model)
 
     def forward(features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         arithmetic = torch.autocast(features["input_ids"].device.type, dtype=dtype, enabled=dtype != torch.float32)
         if group.size == 1:
-            with arithmetic: return {name: whole(features, **kwargs)[name].float()}
+            with arithmetic: made = whole(features, **kwargs)
+            return {**made, name: made[name].float()}   # of tokens a loss reads the mask, too
         rows = len(features["input_ids"])
         if any(isinstance(v, Tensor) and v.ndim and (v.ndim == 1 or len(v) != rows) for v in features.values()):
             raise DataError("the model reads texts in one long row, which cannot be dealt out to several processes; train it in one")

@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "flag": "core data models reranker",
     "tiers": "core negatives retrieval verdict",
     "rerankers": "core metrics models pairs reranker retrieval tiers verdict",
+    "late": "core embedding models reranker training",
     "lora": "core models training",
     "losses": "core embedding",
     "probe": "core metrics models retrieval",
@@ -49,11 +50,11 @@ MAY_IMPORT = {
 }
 # what is slow to import, or changes what a machine must have: package -> modules that may import it, besides pipeline and cli
 HEAVY = {
-    "torch": "models ladder training embedding reranker rerankers flag lora losses probe",
-    "sentence_transformers": "models ladder training embedding reranker lora losses probe",
-    "transformers": "models training embedding reranker lora losses tiers",
-    "datasets": "data embedding reranker lora losses",
-    "accelerate": "training embedding reranker lora losses",
+    "torch": "models ladder training embedding reranker rerankers flag late lora losses probe",
+    "sentence_transformers": "models ladder training embedding reranker late lora losses probe",
+    "transformers": "models training embedding reranker late lora losses tiers",
+    "datasets": "data embedding reranker late lora losses",
+    "accelerate": "training embedding reranker late lora losses",
     "peft": "lora training",
     "lancedb": "retrieval",
     "sklearn": "ladder synthetic probe tiers",

@@ -15,7 +15,7 @@ from rag_finetune.metrics import evaluate, ndcg, recall
 from rag_finetune import pipeline, reranker
 from rag_finetune.embedding import fine_tune
 from rag_finetune.models import fingerprint, open_encoder
-from rag_finetune.reranker import FastScorer, open_reranker
+from rag_finetune.reranker import FastScorer, LateInteraction, open_multi_vector, open_reranker
 from rag_finetune.pipeline import (
     BLENDS, CHEAP_BLENDS, FEW, MANY, METRICS, TUNED_BLENDS, RememberedPairs, Remembering, Rung, answer, blend, changed_queries, choose,
     comparisons, entail, judge, new_folder, not_taught, prepare, query_map, run, separation, slices, why_no_classifier, _both,
@@ -398,6 +398,19 @@ def test_the_reranker_says_what_it_is(made, doubled):
     alone, behind = (f"{doubled['systems'][s]['nDCG@10']['mean']:.3f}" for s in ("tuned", "tuned+reranker"))
     assert "pipeline_tag: text-ranking" in card and f"first {k} documents reranked" in card and f"a weight of {weight:g}" in card
     assert any(alone in line and behind in line for line in card.splitlines() if line.startswith("| nDCG@10"))
+
+
+def test_trained_tokens_are_a_second_tier_too(made, tmp_path):
+    folder, splits, model, _ = made
+    results = run(folder / "data", tmp_path / "out", str(model), epochs=1, reranker="late")
+    assert {"base+late", "tuned+late", "base+reranker", "bm25+reranker", "tuned+reranker"} <= set(results["systems"])
+    assert results["skipped"] == {} and results["settings"]["reranker"] == "late" and results["settings"]["reranker epochs"] in (0, 1, 2)
+    scorer = LateInteraction(open_multi_vector(tmp_path / "out" / "reranker", "cpu"))
+    first, (depth, weight) = read_run(tmp_path / "out" / "runs" / "tuned.trec"), results["settings"]["tuned+reranker"]
+    again = to_depth(first, rerank(splits["test"], first, scorer, depth), depth, weight)
+    saved = read_run(tmp_path / "out" / "runs" / "tuned+reranker.trec")
+    assert sum(ranking(again[q]) == ranking(saved[q]) for q in saved) >= .9 * len(saved)   # kept in 16 bits
+    assert "late interaction" in (tmp_path / "out" / "reranker" / "README.md").read_text()
 
 
 # ---- questions and answers
