@@ -41,7 +41,7 @@ from rag_finetune.verdict import compare_all, interval, sentence
 
 SAVED = ROOT / "assets" / "ablation.json"
 DECIDES = "nDCG@10"
-CODE_READ = b"".join((ROOT / "rag_finetune" / f"{m}.py").read_bytes() for m in (*CODE, "late", "losses", "pairs", "synthetic"))
+CODE_READ = b"".join((ROOT / "rag_finetune" / f"{m}.py").read_bytes() for m in (*CODE, "losses", "pairs", "synthetic"))
 
 
 TOKENS = "tokens"

@@ -47,8 +47,8 @@ SAVED = ROOT / "assets" / "seeds.json"
 SETS = {"transactions": ("transactions", None), "banking77": ("{}/banking77", 1000), "banking77-all": ("{}/banking77", None),
         "scifact": ("{}/scifact", None), "medquad": ("{}/medquad/medquad.csv", None), "handbook": ("handbook", None)}
 # whose change may change a figure
-CODE = ("core", "data", "metrics", "models", "retrieval", "verdict", "ladder", "negatives", "embedding", "training", "reranker", "tiers",
-        "pipeline")
+CODE = ("core", "data", "metrics", "models", "retrieval", "verdict", "ladder", "negatives", "embedding", "training", "reranker", "late",
+        "tiers", "pipeline")
 CHOSEN, CHEAP, TWO, ONE = "chosen by dev", "best cheap by dev", "two tiers by dev", "one tier by dev"
 PAIRS = [(CHOSEN, CHEAP), (CHOSEN, "base"), ("tuned", CHEAP), ("tuned", "base")]   # one family for each metric
 TIERS = [(TWO, ONE), ("tuned+reranker", "tuned"), ("tuned+late", "tuned"), ("tuned+reranker", "tuned+late"), ("base+reranker", "base"),

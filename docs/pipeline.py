@@ -114,6 +114,7 @@ def _flows(high: int) -> list[str]:
         f"M{middle(4)} {top(3)}V{below}H{middle(2) + GAP}V{top(2) + high + 5}",                         # training: the same way
         f"M{middle(1)} {top(2) + high}V{top(3) - 5}",                                                   # a model: to what it knows
         *(f"M{left(c) + WIDE} {top(4) + high // 2}H{left(c + 1) - 5}" for c in range(3)),               # pairs: to the second tier
+        f"M{left(4)} {top(4) + high // 2}H{left(3) + WIDE + 5}",                                        # trained tokens: to the second tier
         f"M{left(0) + WIDE} {top(3) + high // 2}H{left(1) - GAP // 2}V{top(4) + high // 2}H{left(1) - 5}",   # the other trainer: a reranker
         f"M{left(4)} {top(0) + high // 2}H{left(3) + WIDE + 5}",                                        # the commands call the pipeline
     ]

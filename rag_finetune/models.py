@@ -169,7 +169,7 @@ def _embedded(
     return folder
 
 # %% ../nbs/05_models.ipynb #19df6012
-HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")  # weights, tokenizer, settings
+HUB_FILES = ("*.json", "artifact.metadata", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md")  # weights, tokenizer, settings
 NAMES = 'give a model\'s folder, a hub name like owner/model, or "default" for the embedded all-MiniLM-L6-v2'
 NO_NETWORK = 'the embedded model "default" (all-MiniLM-L6-v2) needs no network'
 

@@ -515,6 +515,7 @@ class SecondTier:
     def refit(self, learnt:Dataset, final:Remembering) -> None:
         "The same training on all labelled queries, for the epochs that dev kept."
         folder = self.checkpoints / "reranker-refit"
+        del self.scorer   # its vectors and weights make room
         self.scorer, _ = train_reranker(self.name, learnt, final, None, self.curve.best, self.seed, folder)
 
     def answer(self, test:Dataset, runs:Mapping[str, Run], final:Remembering, settings:Mapping[str, Any]) -> dict[str, Run]:
@@ -697,8 +698,10 @@ def reranker_card(
         f"and {EASY} at random for each query"
     if settings["reranker"] == LATE:
         taught = f"The tokens of the fine-tuned embedding model beside it, trained on by rag_finetune {made['rag_finetune']} for late " \
-            f"interaction, with the batch's other answers and one negative {mined} for each query; `MultiVectorEncoder` opens them"
-    return _card(results, "text-ranking", f"{taught}, {settings['reranker epochs']} epochs, seed {settings['seed']}.",
+            f"interaction, with the batch's other answers and one negative for each query, {mined} where there is one; " \
+            "`MultiVectorEncoder` opens them"
+    task = "feature-extraction" if settings["reranker"] == LATE else "text-ranking"   # as the libraries' own cards have it
+    return _card(results, task, f"{taught}, {settings['reranker epochs']} epochs, seed {settings['seed']}.",
                  {"fine-tuned embedding model alone": "tuned", f"with its first {k} documents reranked": "tuned+reranker"},
                  [f"Dev gave the reranker a weight of {weight:g} and the first stage the rest, both standardised.",
                   f"Dev's best system with a second tier against its best without: {second['sentence']}."])
@@ -912,7 +915,7 @@ def run(
     doubled = None
     if second:
         with clock("what the second tier costs"): doubled = second.outcome(dev, test.qrels, runs, scores, settings, worth)
-        fresh = reranker != LATE and "given-reranker" not in second.given
+        fresh = second.name != LATE and "given-reranker" not in second.given
         if fresh: skipped["untrained reranker"] = "its head is new, so what it says is noise"
 
     results = {

@@ -52,9 +52,16 @@ def _token_vectors(
 ) -> list[np.ndarray]:  # float16 (n_tokens, dimension) each, unit length; special tokens are left out
     "What the transformer makes of each token; of a multi-vector model, what the model makes of its tokens."
     if isinstance(model, SentenceTransformer): return _plain_token_vectors(model, texts, prompts)
-    encode = model.encode_query if prompts is QUERY else model.encode_document
-    found = encode(texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
-    return [vectors.astype(np.float16) for vectors in found]
+    encode, dtype = model.encode_query if prompts is QUERY else model.encode_document, best_dtype(model.device)
+    with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        found = encode(texts, convert_to_numpy=True, show_progress_bar=False)
+    return [_one_at_least(vectors.astype(np.float16)) for vectors in found]
+
+def _one_at_least(
+    vectors:np.ndarray  # (n_tokens, dimension)
+) -> np.ndarray:  # of a text without a known word one of zeros, which is like nothing
+    "Token vectors that can be compared."
+    return vectors if len(vectors) else np.zeros((1, vectors.shape[1]), dtype=vectors.dtype)
 
 @torch.inference_mode()
 def _plain_token_vectors(
@@ -72,7 +79,7 @@ def _plain_token_vectors(
         for i, vector in zip(rows, vectors):
             special = np.array(model.tokenizer.get_special_tokens_mask(ids[i], already_has_special_tokens=True), dtype=bool)
             own = vector[-len(ids[i]):] if model.tokenizer.padding_side == "left" else vector[:len(ids[i])]
-            found[i] = own if special.all() else own[~special]
+            found[i] = _one_at_least(own[~special])
     return found
 
 class LateInteraction:
@@ -166,6 +173,7 @@ def open_reranker(
 ) -> CrossEncoder:  # weights in float32; one score for each pair
     "Open a cross-encoder from safetensors, without running any code of its author; a model without a head gets a fresh one."
     folder = model_folder(name)
+    if is_multi_vector(folder): raise DataError(f"{folder}: a model of late interaction, which has no head; `open_multi_vector` opens it")
     _refuse_activation(folder)
     settings:dict[str, Any] = {} if has_head(folder) else {"num_labels": 1}
     with torch.random.fork_rng(devices=[]), _quiet():
@@ -179,7 +187,7 @@ def open_reranker(
 def is_multi_vector(
     folder:str|Path  # a model's
 ) -> bool:
-    "Whether a model is one of late interaction: ColBERT's own kind, PyLate's, or sentence-transformers' `MultiVectorEncoder`."
+    "Whether a model is one of late interaction: ColBERT's own kind, or sentence-transformers' `MultiVectorEncoder`."
     settings = [Path(folder) / name for name in ("config_sentence_transformers.json", "config.json")]
     kind, config = (_json(path) if path.is_file() else {} for path in settings)
     return kind.get("model_type") in ("MultiVectorEncoder", "ColBERT") or "HF_ColBERT" in (config.get("architectures") or [])

@@ -12,13 +12,12 @@ from tiny import of_kind, tiny_data, tiny_model
 from torch import nn
 from transformers import PrinterCallback
 
-from rag_finetune import training
-from rag_finetune.core import DataError
+from rag_finetune.core import DataError, Dataset
 from rag_finetune.embedding import batches, pair_rows
 from rag_finetune.late import fine_tune_late, multi_vector
 from rag_finetune.models import FastEncoder, fingerprint, open_encoder
 from rag_finetune.negatives import fill
-from rag_finetune.reranker import LateInteraction, is_multi_vector, mixed_negatives, open_multi_vector, reranked_score
+from rag_finetune.reranker import LateInteraction, is_multi_vector, mixed_negatives, open_multi_vector, open_reranker, reranked_score
 from rag_finetune.rerankers import compare_rerankers
 from rag_finetune.retrieval import dense
 from rag_finetune.training import Group, shared
@@ -84,11 +83,26 @@ def test_another_models_projection_and_marks_are_its_own(folder, tmp_path, pairs
     assert all(v.shape[1] == 8 for v in opened.documents.values())
 
 
-def test_what_is_no_such_model_is_refused(folder):
+def test_what_is_no_such_model_is_refused(folder, tmp_path):
     with pytest.raises(DataError, match="LateInteraction"): open_multi_vector(folder)
+    multi_vector(open_encoder(folder, "cpu")).save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    with pytest.raises(DataError, match="`open_multi_vector` opens it"): open_reranker(tmp_path / "saved", "cpu")
     model = open_encoder(folder, "cpu")
     model[0].query_expansion = {"strategy": "fixed", "length": 32}
     with pytest.raises(DataError, match="no plain text transformer"): multi_vector(model)
+
+
+UNKNOWN = "\N{SNOWMAN} \N{SNOWMAN}"   # to a tokenizer of tiny models
+
+
+def test_a_text_of_unknown_words_is_like_nothing_to_both(folder, tmp_path):
+    model = open_encoder(folder, "cpu")
+    multi_vector(model).save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    pairs = [(q, d) for q in ("the red car", UNKNOWN) for d in ("the car", UNKNOWN, "", "the cup is black", UNKNOWN)]
+    for scorer in (LateInteraction(model), LateInteraction(open_multi_vector(tmp_path / "saved", "cpu"))):
+        scores = scorer.predict(pairs)
+        assert (scores[[1, 2, 4]] == 0).all() and (scores[5:] == 0).all() and scores[0] != 0
+        assert scores[3] == pytest.approx(scorer.predict(pairs[3:4])[0], abs=1e-6)   # nobody has a neighbour's token
 
 
 # training
@@ -161,9 +175,39 @@ def test_mistakes_are_told_before_any_training(folder, data, monkeypatch):
     before = fingerprint(model)
     with pytest.raises(DataError, match="dev needs `run`"): fine_tune_late(model, data, data)
     with pytest.raises(DataError, match="not in the corpus"): fine_tune_late(model, data, negatives={"q0": ["ship"]})
-    monkeypatch.setattr(training, "free_memory", lambda device: 1_000_000)
-    with pytest.raises(DataError, match=r"32 rows of 2 texts .* takes"): fine_tune_late(model, data)
+    snow = Dataset(data.corpus, {"q": UNKNOWN}, {"q": {next(iter(data.corpus)): 1}})
+    with pytest.raises(DataError, match="known token"): fine_tune_late(model, snow)
+    monkeypatch.setattr("rag_finetune.late.processes", lambda: Group(0, 2))
+    with pytest.raises(DataError, match="one process"): fine_tune_late(model, data)
     assert fingerprint(model) == before
+
+
+def test_the_table_of_tokens_that_meet_counts_as_memory(folder, data, monkeypatch):
+    model, asked = open_encoder(folder, "cpu"), []
+    class Asked(Exception): pass
+    def watched(*args):
+        asked.append(args[-1])
+        raise Asked
+    monkeypatch.setattr("rag_finetune.late.free_memory", lambda device: 10**9)
+    monkeypatch.setattr("rag_finetune.late.check_memory", watched)
+    for size in (16, 32):
+        with pytest.raises(Asked): fine_tune_late(model, data, batch_size=size)
+    assert 10**9 - asked[1] == 4 * (10**9 - asked[0]) > 0
+    monkeypatch.undo()
+    monkeypatch.setattr("rag_finetune.late.free_memory", lambda device: 1_000_000)
+    with pytest.raises(DataError, match=r"32 rows of 2 texts .* takes"): fine_tune_late(model, data)
+
+
+def test_rows_without_a_known_word_are_left_out(folder, data, caplog):
+    more = Dataset(data.corpus, {**data.queries, "snow": UNKNOWN}, {**data.qrels, "snow": {next(iter(data.corpus)): 1}})
+    curve = fine_tune_late(open_encoder(folder, "cpu"), more, epochs=1)
+    assert "1 rows left out" in caplog.text and curve.points[-1].loss < 100
+
+
+def test_in_half_precision_it_learns_too(folder, data, run, monkeypatch):
+    monkeypatch.setattr("rag_finetune.embedding.best_dtype", lambda device: torch.bfloat16)
+    curve = fine_tune_late(open_encoder(folder, "cpu"), data, data, run, k=K, epochs=4, lr=3e-3, share=0)
+    assert curve.points[curve.best].dev > curve.points[0].dev + .1
 
 
 def test_in_half_precision_the_mask_stays_and_several_processes_are_refused(folder):

@@ -363,14 +363,15 @@ def test_a_reranker_that_brings_its_head_is_a_rung_before_its_training(made, dou
     assert {"base+given-reranker", "bm25+given-reranker", "base+reranker"} <= set(results["systems"]) and results["skipped"] == {}
 
 
-def test_dev_is_given_back_to_the_reranker_too(made, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["cross-encoder", "late"])
+def test_dev_is_given_back_to_the_reranker_too(kind, made, tmp_path, monkeypatch):
     model, seen, real = made[2], [], pipeline.train_reranker
     write_beir(split(tiny_data(per_thing=14), {"train": .8, "test": .2}, 0), tmp_path / "data")
     def watched(name, train, tuned, dev, stop_after, *args):
         seen.append((set(train.queries), dev and set(dev.queries), stop_after))
         return real(name, train, tuned, dev, stop_after, *args)
     monkeypatch.setattr(pipeline, "train_reranker", watched)
-    results = run(tmp_path / "data", tmp_path / "out", str(model), epochs=1, reranker=str(model))
+    results = run(tmp_path / "data", tmp_path / "out", str(model), epochs=1, reranker="late" if kind == "late" else str(model))
     train, dev = (set(prepare(load(tmp_path / "data")).splits[s].queries) for s in ("train", "dev"))
     assert seen == [(train, dev, None), (train | dev, None, results["settings"]["reranker epochs"])]
 
@@ -406,6 +407,10 @@ def test_trained_tokens_are_a_second_tier_too(made, tmp_path):
     assert {"base+late", "tuned+late", "base+reranker", "bm25+reranker", "tuned+reranker"} <= set(results["systems"])
     assert results["skipped"] == {} and results["settings"]["reranker"] == "late" and results["settings"]["reranker epochs"] in (0, 1, 2)
     scorer = LateInteraction(open_multi_vector(tmp_path / "out" / "reranker", "cpu"))
+    before = LateInteraction(open_encoder(tmp_path / "out" / "model", "cpu"))
+    pairs = [(splits["test"].queries[q], d) for q in list(splits["test"].queries)[:4] for d in splits["test"].corpus.values()]
+    trained = results["settings"]["reranker epochs"] > 0
+    assert trained == bool(np.abs(scorer.predict(pairs) - before.predict(pairs)).max() > 5e-3)
     first, (depth, weight) = read_run(tmp_path / "out" / "runs" / "tuned.trec"), results["settings"]["tuned+reranker"]
     again = to_depth(first, rerank(splits["test"], first, scorer, depth), depth, weight)
     saved = read_run(tmp_path / "out" / "runs" / "tuned+reranker.trec")
