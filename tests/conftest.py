@@ -5,17 +5,19 @@ import signal
 import tempfile
 from pathlib import Path
 
-workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-threads = max(1, (os.cpu_count() or 1) // workers)
 os.environ["HF_HUB_OFFLINE"] = "1"                       # before anything imports huggingface_hub
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("OMP_NUM_THREADS", str(threads))   # torch, here and in the processes that tests start
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["RAG_FINETUNE_USES"] = os.path.join(tempfile.mkdtemp(), "uses.jsonl")   # runs of tests are none of the user's
 
 signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's background job is deaf to it, and some tests send it to themselves
 
 import pytest  # noqa: E402
+
+def pytest_configure(config):
+    "Torch's share of the cores, in the workers too, which inherit it: more threads than cores wait for each other, seven times as long."
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT") or config.getoption("numprocesses", None) or 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))   # before anything imports torch
 
 DATA = "RAG_FINETUNE_DATA"
 
