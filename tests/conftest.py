@@ -15,8 +15,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)   # a shell's backgroun
 import pytest  # noqa: E402
 
 def pytest_configure(config):
-    "Torch's share of the cores, in the workers too, which inherit it: more threads than cores wait for each other, seven times as long."
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT") or config.getoption("numprocesses", None) or 1)
+    "Torch's share of the cores, which the workers inherit: with more threads than cores they wait for each other most of the time."
+    workers = config.getoption("numprocesses", None) or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))   # before anything imports torch
 
 DATA = "RAG_FINETUNE_DATA"
