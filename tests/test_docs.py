@@ -16,7 +16,7 @@ from filelock import FileLock
 from notebooks import ROOT, notebooks
 
 pytestmark = pytest.mark.slow
-LOOKS = [(1280, "light"), (390, "dark")]   # neither changes what the other one shows
+LOOKS = [(1280, "light"), (390, "dark")]   # neither the width nor the scheme changes what the other one shows
 LESSONS = [path.stem for path in notebooks() if path.stem[0].isdigit()]
 
 @pytest.fixture(scope="session")
