@@ -43,19 +43,19 @@ from .training import Kept, check_memory, processes
 log = logging.getLogger(__name__)
 
 # %% ../nbs/11_reranker.ipynb #3e2463a7
-KEPT = 1 << 30   # bytes of token vectors that are remembered; 3,600 documents of 384 tokens and 384 numbers
+KEPT = 1 << 30   # bytes of token vectors that are remembered; 1,800 documents of 384 tokens and 384 numbers
 
 def _token_vectors(
     model:SentenceTransformer|MultiVectorEncoder,  # the first kind plain
     texts:list[str],
     prompts:Sequence[str]       # names of prompts, the first that the model has is put before each text
-) -> list[np.ndarray]:  # float16 (n_tokens, dimension) each, unit length; special tokens are left out
+) -> list[np.ndarray]:  # float32 (n_tokens, dimension) each, unit length; special tokens are left out
     "What the transformer makes of each token; of a multi-vector model, what the model makes of its tokens."
     if isinstance(model, SentenceTransformer): return _plain_token_vectors(model, texts, prompts)
     encode, dtype = model.encode_query if prompts is QUERY else model.encode_document, best_dtype(model.device)
     with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
         found = encode(texts, convert_to_numpy=True, show_progress_bar=False)
-    return [_one_at_least(vectors.astype(np.float16)) for vectors in found]
+    return [_one_at_least(vectors.astype(np.float32, copy=False)) for vectors in found]
 
 def _one_at_least(
     vectors:np.ndarray  # (n_tokens, dimension)
@@ -75,7 +75,7 @@ def _plain_token_vectors(
     for rows in token_batches([len(t) for t in ids], budget):
         batch = {k: v.to(model.device) for k, v in _padded(columns, rows, model.tokenizer).items()}
         with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32): out = model[0](batch)["token_embeddings"]
-        vectors = nn.functional.normalize(out.float(), dim=2).half().cpu().numpy()   # (n_rows, longest, dimension)
+        vectors = nn.functional.normalize(out.float(), dim=2).cpu().numpy()   # (n_rows, longest, dimension)
         for i, vector in zip(rows, vectors):
             special = np.array(model.tokenizer.get_special_tokens_mask(ids[i], already_has_special_tokens=True), dtype=bool)
             own = vector[-len(ids[i]):] if model.tokenizer.padding_side == "left" else vector[:len(ids[i])]
@@ -120,7 +120,7 @@ class LateInteraction:
     @staticmethod
     def _one(query:np.ndarray, documents:list[np.ndarray]) -> np.ndarray:  # (n_documents,)
         "Mean over the query's tokens of the best cosine in each document."
-        cosines = query.astype(np.float32) @ np.concatenate(documents).astype(np.float32).T   # (n_query_tokens, n_tokens of all)
+        cosines = query @ np.concatenate(documents).T   # (n_query_tokens, n_tokens of all)
         starts = np.cumsum([0, *map(len, documents[:-1])])
         return np.maximum.reduceat(cosines, starts, axis=1).mean(axis=0)
 

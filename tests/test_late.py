@@ -52,7 +52,7 @@ def by_the_library(model, pairs):
 @pytest.mark.parametrize("kind", ["bert", "xlm-r", "mpnet", "modernbert"])
 def test_the_librarys_model_has_our_scores(kind, folder, tmp_path, pairs):
     model = open_encoder(folder if kind == "bert" else of_kind(kind, folder, tmp_path), "cpu")
-    np.testing.assert_allclose(LateInteraction(model).predict(pairs), by_the_library(multi_vector(model), pairs), atol=2e-3)  # 16 bits
+    np.testing.assert_allclose(LateInteraction(model).predict(pairs), by_the_library(multi_vector(model), pairs), atol=1e-5)
 
 
 def test_what_is_saved_opens_in_the_library_and_here(folder, tmp_path, pairs, data, run):
@@ -61,8 +61,8 @@ def test_what_is_saved_opens_in_the_library_and_here(folder, tmp_path, pairs, da
     theirs = MultiVectorEncoder(str(tmp_path / "saved"), device="cpu")
     assert theirs.similarity_fn_name == "meanmaxsim" and is_multi_vector(tmp_path / "saved") and not is_multi_vector(folder)
     scores = LateInteraction(open_multi_vector(tmp_path / "saved", "cpu")).predict(pairs)
-    np.testing.assert_allclose(scores, by_the_library(theirs, pairs), atol=2e-3)
-    np.testing.assert_allclose(scores, LateInteraction(ours).predict(pairs), atol=2e-3)
+    np.testing.assert_allclose(scores, by_the_library(theirs, pairs), atol=1e-5)
+    np.testing.assert_allclose(scores, LateInteraction(ours).predict(pairs), atol=1e-5)
     found = compare_rerankers(data, run, {"saved": tmp_path / "saved", "as it is": LateInteraction(ours)}, K, timed=1)
     assert not found.skipped and abs(found.figures["saved"]["nDCG@10"].mean - found.figures["as it is"]["nDCG@10"].mean) < .02
 
@@ -78,7 +78,7 @@ def test_another_models_projection_and_marks_are_its_own(folder, tmp_path, pairs
     theirs = MultiVectorEncoder(modules=modules, prompts={"query": "where is ", "document": ""}, device="cpu")
     theirs.save_pretrained(str(tmp_path / "colbert"), create_model_card=False)
     opened = LateInteraction(open_multi_vector(tmp_path / "colbert", "cpu"))
-    np.testing.assert_allclose(opened.predict(pairs), by_the_library(theirs, pairs), atol=2e-3)
+    np.testing.assert_allclose(opened.predict(pairs), by_the_library(theirs, pairs), atol=1e-5)
     assert not np.allclose(opened.predict(pairs), LateInteraction(plain).predict(pairs), atol=.05)
     assert all(v.shape[1] == 8 for v in opened.documents.values())
 

@@ -155,7 +155,7 @@ def test_tokens_are_compared_as_the_library_compares_them(kind, folder, tmp_path
         keep = [i for i, x in enumerate(ids) if x not in model.tokenizer.all_special_ids]
         return torch.nn.functional.normalize(found[keep].float(), dim=1)
     theirs = torch.cat([mean_maxsim_pairwise([vectors(q)], [vectors(d)]) for q, d in pairs]).cpu()
-    np.testing.assert_allclose(LateInteraction(model).predict(pairs), theirs, atol=2e-3)   # ours are kept in 16 bits
+    np.testing.assert_allclose(LateInteraction(model).predict(pairs), theirs, atol=1e-5)
 
 
 def test_late_interaction_needs_no_order_keeps_to_its_memory_and_leaves_the_model_alone(folder, data):
