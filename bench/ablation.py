@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from losses import machine
 from seeds import CODE, ROOT, asked, average, claim, mean, widened
 
@@ -131,6 +132,12 @@ def rows_of(first, arm, seed):
     return train, {q: [*edited.get(q, ()), *docs] for q, docs in negatives.items()}
 
 
+def peaked(scores):
+    "A teacher's scores of one list with a standard deviation of 2, so that cosines, sums of ranks and logits teach alike."
+    spread = float(np.std(scores))
+    return [float(2 * (x - np.mean(scores)) / spread) if spread else 0. for x in scores]
+
+
 def begun(first, arm, seed, args):
     "The model that a training starts from."
     if arm.start != "others": return open_reranker(first.folder if arm.start == "tuned" else first.model, seed=seed)
@@ -148,7 +155,7 @@ def begun(first, arm, seed, args):
 
 
 def trained(first, name, seed, args):
-    "One training; values on dev and how they came about."
+    "The scorer that one training makes, the depths that it is tried at, and the training's curve."
     arm = ARMS[name]
     checkpoints = first.work / f"{first.name}-{name}-{seed}-{key(first.key, arm, args.epochs, args.tokens)}.training"
     told = dict(epochs=args.epochs, seed=seed, tokens=args.tokens, checkpoints=checkpoints)
@@ -156,14 +163,14 @@ def trained(first, name, seed, args):
     if arm.loss == TOKENS:
         model = open_encoder(first.folder if arm.start == "tuned" else first.model)
         curve = fine_tune_late(model, data, negatives=negatives, **told)
-        return outcome(first, LateInteraction(model), COMPARED, curve)
+        return LateInteraction(model), COMPARED, curve
     model = begun(first, arm, seed, args)
     rows = data
     if arm.teacher:
         run = first.run(data)
         rows = teach(data, run if arm.teacher == "first" else rerank(data, run, first.late, 30), arm.hard + arm.easy, seed)
-    if arm.teacher == "late": rows = rows._replace(labels=[[20 * x for x in told] for told in rows.labels])   # cosines lie close together
-    return outcome(first, FastScorer(model), READ, fine_tune_reranker(model, rows, negatives=negatives, loss=arm.loss, **told))
+        rows = rows._replace(labels=[peaked(told) for told in rows.labels])
+    return FastScorer(model), READ, fine_tune_reranker(model, rows, negatives=negatives, loss=arm.loss, **told)
 
 
 def outcome(first, scorer, depths, curve):
@@ -212,7 +219,7 @@ def main(argv=None):
             for seed in map(int, args.seeds.split(",")):
                 file = args.work / f"{name}-{arm}-{seed}-{key(first.key, ARMS[arm], args.epochs, args.tokens)}.json"
                 if not file.is_file():
-                    one = trained(first, arm, seed, args)
+                    one = outcome(first, *trained(first, arm, seed, args))
                     with atomic(file) as out: json.dump(one, out)
                 found.setdefault(arm, []).append(json.loads(file.read_text()))
                 print(f"{name}, {arm}, seed {seed}: {mean(found[arm][-1]['values']):.3f}", flush=True)

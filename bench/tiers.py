@@ -1,6 +1,6 @@
-"""What one question costs with one tier and with two, by the documents that are reranked.
+"""What one question costs with one tier and with two, and what it gets, by the documents that are reranked.
 
-    OMP_NUM_THREADS=1 python bench/tiers.py [--questions 7] [--rounds 2] [--out assets/tiers.json]
+    OMP_NUM_THREADS=1 python bench/tiers.py [--only cost|quality] [--questions 7] [--rounds 2] [--work bench-ablation]
 
 The handbook's dev questions, one at a time, among its 463 sections, whose vectors are at hand. The second tier is MiniLM in three ways:
 `tokens kept`, late interaction with the token vectors of all sections in memory; `tokens when asked`, the same, with the sections' tokens
@@ -9,8 +9,10 @@ trained one costs. All of it is done in turn, so many rounds, and of each figure
 those of one processor core (`time.process_time`), with one thread: what the rest of the machine does is not in them, but for the caches
 and cores that it shares. `bytes` is what lies in memory for the sections.
 
-Quality is not in here: nbs/18_tiers.ipynb has it, for late interaction alone. Not measured yet: trained cross-encoders by depth, and how
-the mix of their negatives tells on a tuned first stage.
+Quality is nDCG@10 of each dev question. The first stage is MiniLM as it comes, or as the main job fine-tunes it. Behind it stand its own
+tokens as they are, its tokens trained (`tokens` in bench/ablation.py), or a cross-encoder trained (`labels` there), alone and half and half
+with the first stage. Both trainings read all of train for two epochs, with one seed and without dev, which chose nothing but the first
+stage's recipe. An untrained cross-encoder has no quality. The trainings go on where they were stopped.
 """
 import argparse
 import json
@@ -18,24 +20,23 @@ import time
 from pathlib import Path
 
 import numpy as np
+from ablation import First, trained
 from losses import machine
 
 from rag_finetune.data import atomic, load, sample
+from rag_finetune.metrics import ndcg
 from rag_finetune.models import FastEncoder, open_encoder
+from rag_finetune.pipeline import Remembering
 from rag_finetune.reranker import FastScorer, LateInteraction, open_reranker
-from rag_finetune.tiers import latency
+from rag_finetune.retrieval import dense, rerank
+from rag_finetune.tiers import latency, to_depth
 
 DEPTHS = (5, 10, 20, 50, 100, 200)   # the issue's
 OUT = Path(__file__).resolve().parent.parent / "assets" / "tiers.json"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=7, help="for the ways that read documents, the first for warming up; four times "
-                        "as many for the others")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args()
+def costs(args):
+    "Milliseconds of a question and bytes in memory."
     dev, model = load("handbook")["dev"], open_encoder()
     encoder, texts = FastEncoder(model), list(dev.corpus.values())
     vectors, kept, fresh = encoder.encode_document(texts), LateInteraction(model), FastScorer(open_reranker())
@@ -54,13 +55,54 @@ def main():
         for key, (n, answer) in todo.items():
             found[key].append(latency(answer, asked[:n], time.process_time))
             print(*key, f"{found[key][-1].median:.1f} ms", flush=True)
-    rows = [{"way": way, "depth": k, **min(those)._asdict()} for (way, k), those in found.items()]
     size = {"vectors": vectors.nbytes, "token vectors": sum(v.nbytes for v in kept.documents.values())}
-    with atomic(args.out) as file:
-        command = f"OMP_NUM_THREADS=1 python bench/tiers.py --questions {args.questions} --rounds {args.rounds}"
-        json.dump({"command": command, "machine": machine(), "clock": "milliseconds of one processor core",
-                   "documents": len(texts), "bytes": size, "rows": rows}, file, indent=1)
-        file.write("\n")
+    return {"clock": "milliseconds of one processor core", "documents": len(texts), "bytes": size,
+            "rows": [{"way": way, "depth": k, **min(those)._asdict()} for (way, k), those in found.items()]}
+
+
+def qualities(args):
+    "nDCG@10 of each dev question, in the dataset's order."
+    args.train = args.dev = 10**9   # all
+    tuned = First("handbook", {"data": "handbook", "train_limit": None, "model": "default"}, args)
+    dev, base = tuned.dev, Remembering(open_encoder())
+    stages = {"base": dense(dev, base, base.key, k=max(DEPTHS)), "tuned": dense(dev, tuned.tuned, tuned.tuned.key, k=max(DEPTHS))}
+    own = {"base": LateInteraction(base.model), "tuned": tuned.late}
+    made = {name: trained(tuned, arm, 0, args)[0] for name, arm in (("trained tokens", "tokens"), ("trained cross-encoder", "labels"))}
+    rows = []
+    def note(run, **told):
+        values = ndcg(dev.qrels, run, 10)
+        rows.append({**told, "values": [round(values[q], 4) for q in dev.queries]})
+        print(*told.values(), f"{np.mean(rows[-1]['values']):.3f}", flush=True)
+    for stage, run in stages.items():
+        note(run, stage=stage, tier="none", weight=0., depth=0)
+        for tier, scorer in {"own tokens": own[stage], **made}.items():
+            scored = rerank(dev, run, scorer, max(DEPTHS))
+            for weight in (1., .5):
+                for k in DEPTHS: note(to_depth(run, scored, k, weight), stage=stage, tier=tier, weight=weight, depth=k)
+    return {"dataset": "handbook", "metric": "nDCG@10 on dev", "queries": len(dev.queries), "train": len(tuned.train.queries),
+            "epochs": args.epochs, "tokens": args.tokens, "rows": rows}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("cost", "quality"), help="the other one stays in the file as it is")
+    parser.add_argument("--questions", type=int, default=7, help="for the ways that read documents, the first for warming up; four times "
+                        "as many for the others")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=2, help="of the rerankers")
+    parser.add_argument("--tokens", type=int, default=160, help="that they read in training")
+    parser.add_argument("--work", type=Path, default=Path("bench-ablation"))
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args(argv)
+    args.work.mkdir(parents=True, exist_ok=True)
+    saved = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    for part, measure in (("cost", costs), ("quality", qualities)):
+        if args.only not in (None, part): continue
+        given = {"questions": args.questions, "rounds": args.rounds} if part == "cost" else {"epochs": args.epochs, "tokens": args.tokens}
+        command = " ".join(["OMP_NUM_THREADS=1 python bench/tiers.py --only", part, *(f"--{k} {v}" for k, v in given.items())])
+        found = {"command": command, "machine": machine(), **measure(args)}
+        saved |= found if part == "cost" else {"quality": found}
+        with atomic(args.out) as file: file.write(json.dumps(saved, indent=1) + "\n")
 
 
 if __name__ == "__main__": main()

@@ -675,6 +675,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'rag_finetune.reranker._as_margins': ('reranker.html#_as_margins', 'rag_finetune/reranker.py'),
                                        'rag_finetune.reranker._as_pairs': ('reranker.html#_as_pairs', 'rag_finetune/reranker.py'),
                                        'rag_finetune.reranker._blocks': ('reranker.html#_blocks', 'rag_finetune/reranker.py'),
+                                       'rag_finetune.reranker._head_in_float32': ( 'reranker.html#_head_in_float32',
+                                                                                   'rag_finetune/reranker.py'),
                                        'rag_finetune.reranker._longest_pair': ('reranker.html#_longest_pair', 'rag_finetune/reranker.py'),
                                        'rag_finetune.reranker._one_at_least': ('reranker.html#_one_at_least', 'rag_finetune/reranker.py'),
                                        'rag_finetune.reranker._opened': ('reranker.html#_opened', 'rag_finetune/reranker.py'),

@@ -70,7 +70,7 @@ def open_flag(
     if not str(made[0]).endswith("ForSequenceClassification"):
         raise DataError(f"{folder}: holds {made[0]}, which has no trained head; FlagReranker would draw one and return noise; "
                         "train it first (`train_flag`)")
-    reranker = FlagReranker(str(folder), use_fp16=device == "cuda", trust_remote_code=False, devices=[device])
+    reranker = FlagReranker(str(folder), use_fp16=False, trust_remote_code=False, devices=[device])
     if (labels := reranker.model.config.num_labels) != 1:
         raise DataError(f"{folder}: gives {labels} scores for a pair, which FlagReranker would mix up; a reranker gives one")
     read = min(512, reranker.tokenizer.model_max_length, getattr(reranker.model.config, "max_position_embeddings", 512))

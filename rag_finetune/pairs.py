@@ -143,7 +143,8 @@ def near_misses(
         for d, kind, found in rng.sample(edits, min(per_query, len(edits))):
             other = _other(kind, found, alike.get(found, ()), rng)
             text = other and _whole(found).sub(other.replace("\\", r"\\"), dataset.corpus[d])
-            if not text or text_key(text) in known: continue
+            if not other or not text or text_key(text) in known: continue
+            if any(_whole(other).search(dataset.corpus[p]) for p in dataset.positives(q) if p != d): continue   # right in another answer
             name = f"{d}~{q}~{len(wrong[q])}"
             corpus[name], about[name] = text, {"edited": kind, "of": d}
             known.add(text_key(text))

@@ -40,7 +40,8 @@ from .embedding import Curve, few_documents, fine_tune
 from .ladder import adapter, frozen_lr, neighbours, seen_share, tfidf_lr
 from .late import fine_tune_late, multi_vector
 from .metrics import evaluate, ndcg, recall, reciprocal_rank
-from .models import FastEncoder, best_dtype, encode_documents, encode_queries, fingerprint, model_folder, open_encoder
+from .models import (
+    FastEncoder, _is_plain, best_dtype, encode_documents, encode_queries, fingerprint, model_folder, open_encoder)
 from .negatives import fill, mine
 from .pairs import contradicting, squared_errors
 from .report import write_report
@@ -415,8 +416,8 @@ def given_tiers(
     base:Remembering,  # the model as it comes
     reranker:str       # as `run` takes it
 ) -> dict[str, Tier]:
-    "The rerankers that need no training."
-    found = {"late": tier(LateInteraction(base.model), COMPARED)}
+    "The rerankers that need no training; late interaction where the embedding model's tokens can be compared."
+    found = {"late": tier(LateInteraction(base.model), COMPARED)} if _is_plain(base.model) else {}
     if reranker != LATE and has_head(model_folder(reranker)): found["given-reranker"] = tier(FastScorer(open_reranker(reranker)), READ)
     return found
 
@@ -446,11 +447,11 @@ def foremost(
 class Tiers(NamedTuple):
     "The rerankers of a run."
     given:dict[str, Tier]   # those that need no training
-    late:Tier               # the fine-tuned model's tokens
+    own:dict[str, Tier]     # the same behind the fine-tuned model, with its tokens
     trained:Tier            # the fine-tuned reranker
     def of(self, system:str) -> Tier:  # the one at the end of "first+tier"
         first, _, name = system.rpartition("+")
-        return self.trained if name == "reranker" else self.late if first.startswith("tuned") else self.given[name]
+        return self.trained if name == "reranker" else (self.own if first.startswith("tuned") else self.given)[name]
 
 def two_tiers(
     target:Dataset, runs:Mapping[str, Run],  # queries and texts; what every single system returns for them
@@ -460,7 +461,7 @@ def two_tiers(
     "What stands behind what."
     def of(*names): return {s: runs[s] for s in names}
     return (tier_rungs(target, of("base", "bm25", cheap), tiers.given),
-            tier_rungs(target, of("tuned", tuned), {"late": tiers.late})
+            tier_rungs(target, of("tuned", tuned), tiers.own)
             | tier_rungs(target, of("base", "bm25", "tuned", single), {"reranker": tiers.trained}))
 
 HARD, EASY, RANKS = 4, 4, 50   # negatives of a query that the first stage ranks high, others, and how far down the first are taken from
@@ -503,7 +504,8 @@ class SecondTier:
         seed:int, checkpoints:Path  # of its trainings; what lies there is gone on with
     ):
         self.name, self.base, self.seed, self.checkpoints, self.given = name, base, seed, checkpoints, given_tiers(base, name)
-        if name != LATE: open_reranker(name, "cpu")   # what cannot be opened is told before the hours
+        if name == LATE: LateInteraction(base.model)   # what cannot be used is told before the hours
+        else: open_reranker(name, "cpu")
 
     def choose(self, train:Dataset, dev:Dataset, near:Remembering, cheap:Choice, tuned:Choice) -> list[Choice]:  # cheap, tuned
         "Both choices and what dev chose of every reranker behind their systems; `near` is the fine-tuned model."
@@ -528,21 +530,23 @@ class SecondTier:
         self, dev:Dataset, qrels:Qrels, runs:Mapping[str, Run],  # where time is taken; the test's judgements and runs
         scores:Mapping[str, float], settings:Mapping[str, Any],  # of dev
         worth:float
-    ) -> dict[str, Any]:  # first, system, documents, weight, ceiling, milliseconds, sentence, comparison, against_late
+    ) -> dict[str, Any]:  # first, system, documents, weight, ceiling, milliseconds, sentence, comparison, untrained
         "Whether the second tier earned its latency: dev's best system with one against dev's best without, on test."
         def best(name: str) -> str: return max((s for s in scores if s.endswith(f"+{name}")), key=scores.__getitem__)
         values = {s: ndcg(qrels, run, 10) for s, run in runs.items()}
-        double = max((best(name) for name in ("late", "reranker")), key=scores.__getitem__)
+        kinds = [*self.given, "reranker"]
+        double = max(map(best, kinds), key=scores.__getitem__)
         single, before, (k, weight) = self.stages[-1], double.rpartition("+")[0], settings[double]
         cost = times(dev, self.base, self.single.runs[before], self.last.of(double).scorer.scorer, k)
-        won, trained = compare_all(values, [(double, single), (best("reranker"), best("late"))], DECIDES, self.seed)
+        won, *gained = compare_all(values, [(double, single), *((best("reranker"), best(name)) for name in self.given)], DECIDES, self.seed)
         def told(c: Comparison) -> str: return sentence(c, decide(c, worth), worth)
         return {"first": single, "system": double, "documents": k, "weight": weight, "milliseconds": cost, "sentence": told(won),
                 "ceiling": interval(recall(qrels, runs[before], k), seed=self.seed).as_dict(), "comparison": won.as_dict(),
-                "against_late": told(trained)}
+                "untrained": dict(zip(self.given, map(told, gained), strict=True))}
 
     def _tiers(self, near:Remembering) -> Tiers:
-        return Tiers(self.given, tier(LateInteraction(near.model), COMPARED), tier(self.scorer, COMPARED if self.name == LATE else READ))
+        own = {name: tier(LateInteraction(near.model), COMPARED) if name == "late" else t for name, t in self.given.items()}
+        return Tiers(self.given, own, tier(self.scorer, COMPARED if self.name == LATE else READ))
 
     def model(self) -> CrossEncoder|MultiVectorEncoder:
         "What is saved."
@@ -917,6 +921,7 @@ def run(
         with clock("what the second tier costs"): doubled = second.outcome(dev, test.qrels, runs, scores, settings, worth)
         fresh = second.name != LATE and "given-reranker" not in second.given
         if fresh: skipped["untrained reranker"] = "its head is new, so what it says is noise"
+        if "late" not in second.given: skipped["late"] = "this embedding model is no plain text transformer, whose tokens could be compared"
 
     results = {
         "dataset": {"name": test.name, "fingerprint": {s: d.fingerprint for s, d in splits.items()}, "documents": len(test.corpus),

@@ -190,6 +190,7 @@ def is_multi_vector(
     "Whether a model is one of late interaction: ColBERT's own kind, or sentence-transformers' `MultiVectorEncoder`."
     settings = [Path(folder) / name for name in ("config_sentence_transformers.json", "config.json")]
     kind, config = (_json(path) if path.is_file() else {} for path in settings)
+    if not isinstance(kind, dict) or not isinstance(config, dict): raise DataError(f"{folder}: its settings are no JSON object")
     return kind.get("model_type") in ("MultiVectorEncoder", "ColBERT") or "HF_ColBERT" in (config.get("architectures") or [])
 
 def open_multi_vector(
@@ -216,6 +217,22 @@ def _quiet(
 
 # %% ../nbs/11_reranker.ipynb #5d75a0d8
 Scored = Callable[[dict[str, torch.Tensor]], torch.Tensor]   # a padded batch -> a score for each pair
+
+@contextmanager
+def _head_in_float32(
+    model:CrossEncoder
+) -> Iterator[None]:
+    "Within the block a classifier's last layers leave autocast: logits of 8 bits would tie, and ids decide among ties."
+    head = next((m for name in ("classifier", "score") if (m := getattr(model.transformers_model, name, None)) is not None), None)
+    if head is None:   # a language model's logits of two words
+        yield
+        return
+    forward = head.forward
+    def in_float32(inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with torch.autocast(inputs.device.type, enabled=False): return forward(inputs.float(), *args, **kwargs)
+    head.forward = in_float32
+    try: yield
+    finally: del head.forward
 
 @torch.inference_mode()
 def _score_chunk(
@@ -246,7 +263,7 @@ class FastScorer:
         pairs, device = [(q, d) for q, d in inputs], self.model.device
         if not pairs: return np.empty(0, dtype=np.float32)
         dtype, budget = self.dtype or best_dtype(device), self.budget or (CPU_BUDGET if device.type == "cpu" else GPU_BUDGET)
-        with _evaluating(cast(Any, self.model)):
+        with _evaluating(cast(Any, self.model)), _head_in_float32(self.model):
             if _is_plain(cast(Any, self.model)):
                 chunks = (pairs[i:i + CHUNK] for i in range(0, len(pairs), CHUNK))
                 return np.concatenate([_score_chunk(self.model, chunk, dtype, budget, self.run) for chunk in chunks])

@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lancedb, numpy as np, pyarrow as pa
-from lancedb.index import FTS, HnswSq
-from lancedb.query import MatchQuery
-from lancedb.table import Table
+import numpy as np, pyarrow as pa
 
 from .core import DataError, Dataset, Encoder, PairScorer, Run, ranking
+
+if TYPE_CHECKING: from lancedb.table import Table   # a fifth of all that is imported; who searches no texts does not wait for it
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,9 @@ def _table(
     name:str,                   # says everything that the rows depend on
     rows:Callable[[], pa.Table],# makes the rows if they are missing
     n:int                       # rows that a complete table has
-) -> Table:
+) -> "Table":
     "The table `name` with all its `n` rows, written if it is not there."
+    import lancedb
     db = lancedb.connect(folder)
     try:
         table = db.open_table(name)
@@ -67,7 +68,9 @@ async def _match(
     k:int                 # documents kept for each
 ) -> list[dict[str, float]]:  # for each text: {document id: score}, best first
     "What the full-text index finds, ties at the cut decided by `ranking`."
-    table = await (await lancedb.connect_async(folder)).open_table(name)
+    from lancedb import connect_async
+    from lancedb.query import MatchQuery
+    table = await (await connect_async(folder)).open_table(name)
     gate = asyncio.Semaphore(AT_ONCE)
     async def one(text):
         limit, query = k + 16, MatchQuery(text, "text")  # type: ignore[call-arg]  # its defaults are hidden from type checkers
@@ -88,6 +91,7 @@ def bm25(
     language:str|None="English"    # stemming and stop words; None leaves words as they are
 ) -> Run:  # Lucene's BM25 (k1 = 1.2, b = .75) times 2.2; {} for a query without a hit
     "What each query's words find."
+    from lancedb.index import FTS
     words = FTS(base_tokenizer="simple", language=language or "English", stem=language is not None, remove_stop_words=language is not None,
                 lower_case=True, ascii_folding=True, max_token_length=None, with_position=False)
     texts = list(dict.fromkeys(dataset.queries.values()))
@@ -102,7 +106,7 @@ def bm25(
         found = dict(zip(texts, thread.submit(asyncio.run, _match(folder, name, texts, k)).result(), strict=True))
     return {q: dict(found[text]) for q, text in dataset.queries.items()}
 
-def _indexed(table:Table) -> bool:
+def _indexed(table:"Table") -> bool:
     "Whether an index covers every row of the table."
     return any(i.num_unindexed_rows == 0 for i in table.list_indices())
 
@@ -135,7 +139,7 @@ def _vectors(
 BLOCK = 8192    # documents in memory at a time: 12 MB of 384 numbers each
 
 def _exact(
-    table:Table,         # columns row and vector
+    table:"Table",         # columns row and vector
     queries:np.ndarray,  # (n_queries, dimension)
     k:int                # documents kept for each
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # for each query: rows and scores, best first
@@ -158,7 +162,7 @@ EXACT_BELOW = 1_000_000  # documents; extrapolated from assets/ann.json
 EF = 4                   # candidates that an index looks at, per document asked for
 
 def _approximate(
-    table:Table,         # with an index over its column vector
+    table:"Table",         # with an index over its column vector
     queries:np.ndarray,  # (n_queries, dimension)
     k:int                # documents asked for each
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # for each query: rows and scores, best first
@@ -176,7 +180,7 @@ def _stored(
     dataset:Dataset,      # whose documents
     encoder:Encoder,      # makes their vectors if they are not there
     key:str               # the model's fingerprint
-) -> Table:  # columns row (its place in `_order`) and vector
+) -> "Table":  # columns row (its place in `_order`) and vector
     "The table of this corpus's vectors by this model, and of nothing else."
     similarity, ids = _similarity(encoder), _order(dataset)
     def rows():
@@ -217,7 +221,9 @@ def dense(
     with _folder(store) as folder:
         table = _stored(folder, dataset, encoder, key or "")
         queries = _vectors(encoder.encode_query(list(dataset.queries.values())), list(dataset.queries), _similarity(encoder))
-        if indexed and not _indexed(table): table.create_index("vector", config=HnswSq(distance_type="dot", num_partitions=1))
+        if indexed and not _indexed(table):
+            from lancedb.index import HnswSq
+            table.create_index("vector", config=HnswSq(distance_type="dot", num_partitions=1))
         found = [hits for part in range(0, len(queries), 1024) for hits in search(table, queries[part:part + 1024], k)]
         exact = _exact(table, queries[:100], k) if indexed else []
     def run(hits): return {q: {ids[r]: float(s) for r, s in zip(*hit, strict=True)} for q, hit in zip(dataset.queries, hits)}

@@ -19,6 +19,14 @@ def pytest_configure(config):
     workers = config.getoption("numprocesses", None) or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))   # before anything imports torch
 
+def pytest_collection_modifyitems(items):
+    "Lessons first in each worker's share: whoever ends with one lets the others wait for a minute or two."
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    lessons = [item for item in items if item.path.name == "test_lessons.py"]
+    others = [item for item in items if item.path.name != "test_lessons.py"]
+    share = -(-len(others) // workers)
+    items[:] = [item for w in range(workers) for item in (*lessons[w::workers], *others[w * share:(w + 1) * share])]
+
 DATA = "RAG_FINETUNE_DATA"
 
 @pytest.fixture(scope="session")

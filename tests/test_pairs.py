@@ -100,6 +100,14 @@ def test_may_and_march_are_months_where_they_are_meant_as_months():
                                                   for docs in wrong.values() for d in docs)
 
 
+def test_an_edit_never_says_what_another_right_answer_says():
+    texts = {"a": "The cap is due in March.", "b": "What is due in May are caps and rooms.", "c": "rooms"}
+    data = Dataset(texts, {"q": "caps in March", "r": "due in March"}, {"q": {"a": 1, "b": 1}, "r": {"a": 1}}, name="caps")
+    made = [near_misses(data, seed=seed) for seed in range(60)]
+    assert not any("May" in more.corpus[d] for more, wrong in made for d in wrong.get("q", ()))
+    assert any("May" in more.corpus[d] for more, wrong in made for d in wrong.get("r", ()))   # to which b is no answer
+
+
 def test_an_edit_never_makes_a_text_that_is_there_already():
     data = numbers()
     twin = data.corpus["cap"].replace("Oslo", "Tromso")

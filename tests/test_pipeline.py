@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router
 from tiny import tiny_data, tiny_model
 
 from rag_finetune.core import DataError, Dataset, ranking
@@ -349,18 +350,30 @@ def test_the_second_tier_says_what_it_brings_and_what_it_costs(made, doubled):
     first = read_run(folder / "doubled" / "runs" / f"{told['system'].rpartition('+')[0]}.trec")
     found = recall(splits["test"].qrels, first, told["documents"])
     assert told["ceiling"]["mean"] == pytest.approx(sum(found.values()) / len(found))
-    assert "+reranker" in told["against_late"] and "+late" in told["against_late"]
+    assert {*told["untrained"]} == {"late"} and "+reranker" in told["untrained"]["late"] and "+late" in told["untrained"]["late"]
     assert [told["documents"], told["weight"]] == list(doubled["settings"][told["system"]])
     assert all(0 < t["low"] <= t["median"] <= t["high"] for t in told["milliseconds"].values())
     page = (folder / "doubled" / "report.html").read_text()
-    assert "Did the second tier earn its latency?" in page and told["sentence"][1:] in page and told["against_late"] in page
+    assert "Did the second tier earn its latency?" in page and told["sentence"][1:] in page and told["untrained"]["late"] in page
     assert "Did the second tier" not in (folder / "out" / "report.html").read_text()
 
 
 def test_a_reranker_that_brings_its_head_is_a_rung_before_its_training(made, doubled, tmp_path):
     folder, _, model, _ = made
     results = run(folder / "data", tmp_path / "out", str(model), epochs=1, reranker=str(folder / "doubled" / "reranker"))
-    assert {"base+given-reranker", "bm25+given-reranker", "base+reranker"} <= set(results["systems"]) and results["skipped"] == {}
+    assert {"base+given-reranker", "bm25+given-reranker", "tuned+given-reranker", "base+reranker"} <= set(results["systems"])
+    told, dev = results["second_tier"], json.loads((tmp_path / "out" / "details.json").read_text())["dev"]
+    behind = {s for s in dev if s.endswith(("+late", "+given-reranker", "+reranker"))}
+    assert dev[told["system"]] == max(dev[s] for s in behind)   # the one that came with its head may be the best
+    assert {*told["untrained"]} == {"late", "given-reranker"} and "+given-reranker" in told["untrained"]["given-reranker"]
+    assert results["skipped"] == {} and "the reranker as it came" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_model_whose_tokens_cannot_be_compared_has_other_rerankers(made, tmp_path):
+    router = Router.for_query_document([*open_encoder(made[2], "cpu")], [*open_encoder(made[2], "cpu")])
+    base = Remembering(SentenceTransformer(modules=[router], device="cpu"))
+    assert pipeline.SecondTier(str(made[2]), base, 0, tmp_path).given == {}
+    with pytest.raises(DataError, match="no plain text transformer"): pipeline.SecondTier("late", base, 0, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["cross-encoder", "late"])
@@ -415,7 +428,7 @@ def test_trained_tokens_are_a_second_tier_too(made, tmp_path):
     first, (depth, weight) = read_run(tmp_path / "out" / "runs" / "tuned.trec"), results["settings"]["tuned+reranker"]
     again = to_depth(first, rerank(splits["test"], first, scorer, depth), depth, weight)
     saved = read_run(tmp_path / "out" / "runs" / "tuned+reranker.trec")
-    assert sum(ranking(again[q]) == ranking(saved[q]) for q in saved) >= .9 * len(saved)   # kept in 16 bits
+    assert sum(ranking(again[q]) == ranking(saved[q]) for q in saved) >= .98 * len(saved)
     assert "late interaction" in (tmp_path / "out" / "reranker" / "README.md").read_text()
 
 

@@ -14,7 +14,7 @@ from tiny import of_kind, tiny_data, tiny_model
 from torch import nn
 from transformers import AutoConfig, BertForSequenceClassification, PrinterCallback
 
-from rag_finetune import training
+from rag_finetune import reranker, training
 from rag_finetune.core import DataError, Dataset, ranking
 from rag_finetune.embedding import batches, fit
 from rag_finetune.lora import add_adapter, head, load_adapter, merge, save_adapter
@@ -70,6 +70,18 @@ def test_a_model_without_a_head_gets_one_by_seed_and_leaves_chance_as_it_was(fol
     one, again, other = (FastScorer(open_reranker(folder, "cpu", seed)).predict(pairs) for seed in (0, 0, 1))
     assert torch.equal(torch.rand(1), expected)
     assert (one == again).all() and (one != other).any()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_logits_of_a_transformer_in_bfloat16_are_not_rounded_to_ties(plain, tuned, pairs, monkeypatch):
+    model, many = open_reranker(tuned, "cpu"), [(f"{q} {i}", d) for i, (q, d) in enumerate(pairs)]
+    if not plain: monkeypatch.setattr(reranker, "_is_plain", lambda model: False)   # by `CrossEncoder.predict`, then
+    whole = FastScorer(model, dtype=torch.float32).predict(many)
+    half = FastScorer(model, dtype=torch.bfloat16).predict(many)
+    rounded = torch.from_numpy(half).bfloat16().float().numpy()
+    assert np.mean(rounded == half) < .2 and not np.array_equal(half, whole)
+    np.testing.assert_allclose(half, whole, atol=.05 * np.abs(whole).max())
+    assert "forward" not in vars(model.transformers_model.classifier)   # the model is as it was
 
 
 def test_a_trained_head_is_kept_whatever_the_seed(tuned, pairs):

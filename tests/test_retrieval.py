@@ -403,3 +403,8 @@ def test_bm25_reaches_the_published_figure_on_scifact(public_data):
     test = load(public_data / "scifact")["test"]
     values = evaluate(test.qrels, bm25(test), ["nDCG@10"])["nDCG@10"]
     assert np.mean(list(values.values())) == pytest.approx(.68, abs=.02)   # Anserini publishes .679 (flat), .665 (title and text apart)
+
+
+def test_who_searches_nothing_does_not_wait_for_the_database():
+    code = "import sys, rag_finetune.retrieval; print('lancedb' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False"]
