@@ -8,6 +8,8 @@ The first stage is the main job's, with its own recipe: the fine-tuned model, fu
 so that no query has a say in its own figure. (That of BM25 in the first stage is chosen on both, which flatters the first stage.) Every
 training runs all of its epochs. `late`, the fine-tuned model's tokens, is not trained. Each arm has a value for each dev query, averaged
 over its seeds, and is compared with the first stage and with `late`: paired, Holm, the seeds' spread in the interval as in seeds.py.
+The easy majority is no part of what a first stage returns. So each arm also ranks the right documents among nineteen drawn at random
+(`easy`), where `hard-only` and `easy-only` are compared with `labels`.
 
 An arm differs from `labels` in what its name says: ListNet over the judgements, four hard negatives of the first stage and four at
 random, from the bundled MiniLM with a fresh head. Those called `tokens` train the tokens of an embedding model for late interaction, with
@@ -18,6 +20,7 @@ on from there.
 import argparse
 import hashlib
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -99,7 +102,9 @@ class First:
         better = found.scores["tuned+bm25"] > found.scores["tuned"]
         self.weight = found.settings["tuned+bm25"] if better else 1.
         self.on_dev = found.runs["tuned+bm25" if better else "tuned"]
-        self.late = LateInteraction(self.tuned.model)
+        self.late, drawn = LateInteraction(self.tuned.model), random.Random(0)
+        def others(q): return drawn.sample(wrong := [d for d in self.dev.corpus if not self.dev.qrels[q].get(d)], min(19, len(wrong)))
+        self.easy = {q: dict.fromkeys([*self.dev.positives(q), *others(q)], 0.) for q in self.dev.queries}
 
     def run(self, data):
         found = dense(data, self.tuned, self.tuned.key)
@@ -176,22 +181,32 @@ def trained(first, name, seed, args):
 def outcome(first, scorer, depths, curve):
     "Values on dev, and how they came about."
     values, settings = first.values(scorer, depths)
-    return {"values": values, "settings": settings, "loss": [p.loss for p in curve.points], "seconds": curve.seconds}
+    easy = ndcg(first.dev.qrels, rerank(first.dev, first.easy, scorer, max(map(len, first.easy.values()))), 10)
+    return {"values": values, "easy": easy, "settings": settings, "loss": [p.loss for p in curve.points], "seconds": curve.seconds}
+
+
+def figures_of(values, pairs, by_seed):
+    "Means and comparisons, in whose intervals the seeds' spread counts where there are several."
+    def told(name): return by_seed.get(name, [mean(values[name])])
+    def luck(c):
+        a, b = told(c.a), told(c.b)
+        return [x - y for x, y in zip(a, b if len(b) == len(a) else b * len(a), strict=True)]
+    compared = [widened(c, luck(c), -1.) for c in compare_all(values, pairs, DECIDES)]
+    for c in compared: print(" ", sentence(c, claim(c, .01), .01))
+    arms = {name: {**widened(interval(v), told(name)).as_dict(), "by_seed": by_seed.get(name)} for name, v in values.items()}
+    return {"arms": arms, "comparisons": [{**c.as_dict(), "decision": claim(c, .01)} for c in compared]}
 
 
 def table(first, found, late):
-    "Arms with intervals, against the first stage and against late interaction."
-    values = {"first stage": ndcg(first.dev.qrels, first.on_dev, 10), "late": late,
-              **{name: average([one["values"] for one in runs]) for name, runs in found.items()}}
+    "Arms against the first stage and against late interaction, and on the easy majority; how each training went."
+    def of(what): return {name: average([one[what] for one in runs]) for name, runs in found.items()}
+    def by_seed(what): return {name: [mean(one[what]) for one in runs] for name, runs in found.items()}
     pairs = [(name, other) for name in found for other in ("first stage", "late")] + [("late", "first stage")]
-    by_seed = {name: [mean(one["values"]) for one in runs] for name, runs in found.items()}
-    def luck(c): return [m - mean(values[c.b]) for m in by_seed[c.a]] if c.a in by_seed else [c.difference]
-    compared = [widened(c, luck(c), -1.) for c in compare_all(values, pairs, DECIDES)]
-    figures = {name: widened(interval(v), by_seed.get(name, [mean(v)])).as_dict() for name, v in values.items()}
-    for c in compared: print(" ", sentence(c, claim(c, .01), .01))
-    return {"arms": {name: {**figure, "by_seed": by_seed.get(name)} for name, figure in figures.items()},
-            "comparisons": [{**c.as_dict(), "decision": claim(c, .01)} for c in compared],
-            "trainings": {name: [{k: v for k, v in one.items() if k != "values"} for one in runs] for name, runs in found.items()}}
+    values = {"first stage": ndcg(first.dev.qrels, first.on_dev, 10), "late": late, **of("values")}
+    easy = [(name, "labels") for name in ("hard-only", "easy-only") if {name, "labels"} <= found.keys()]
+    def kept(one): return {k: v for k, v in one.items() if k not in ("values", "easy")}
+    return {**figures_of(values, pairs, by_seed("values")), "easy": figures_of(of("easy"), easy, by_seed("easy")),
+            "trainings": {name: [kept(one) for one in runs] for name, runs in found.items()}}
 
 
 def main(argv=None):
