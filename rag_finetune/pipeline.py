@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['log', 'STRENGTHS', 'ADAPTERS', 'SAYS', 'BLENDS', 'CHEAP_BLENDS', 'TUNED_BLENDS', 'CLASSIFIERS', 'FEW', 'MANY',
-           'SHARES', 'NO_RERANKER', 'LATE', 'READ', 'COMPARED', 'WEIGHTS', 'HARD', 'EASY', 'RANKS', 'METRICS',
-           'DECIDES', 'UNFINISHED', 'BEGUN', 'Prepared', 'prepare', 'warned', 'refuse', 'unused', 'token_counts',
-           'too_long', 'uses_file', 'record_use', 'Remembering', 'Rung', 'blend', 'why_no_classifier', 'cheap_rungs',
-           'tuned_rungs', 'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'along', 'train_best',
-           'RememberedPairs', 'Tier', 'tier', 'given_tiers', 'tier_rungs', 'joined', 'foremost', 'Tiers', 'two_tiers',
-           'train_reranker', 'times', 'SecondTier', 'slices', 'comparisons', 'changed_queries', 'separation',
-           'query_map', 'not_taught', 'forgetting', 'model_card', 'reranker_card', 'Clock', 'environment', 'processor',
-           'new_folder', 'measured', 'save_model', 'write_outcome', 'refit', 'on_test', 'opened', 'run', 'entail']
+           'SHARES', 'NO_RERANKER', 'LATE', 'READ', 'COMPARED', 'WEIGHTS', 'MANY_QUERIES', 'HARD', 'EASY', 'RANKS',
+           'METRICS', 'DECIDES', 'UNFINISHED', 'BEGUN', 'Prepared', 'prepare', 'warned', 'refuse', 'unused',
+           'token_counts', 'too_long', 'uses_file', 'record_use', 'Remembering', 'Rung', 'blend', 'why_no_classifier',
+           'cheap_rungs', 'tuned_rungs', 'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'along',
+           'train_best', 'RememberedPairs', 'Tier', 'tier', 'given_tiers', 'tier_rungs', 'joined', 'foremost', 'Tiers',
+           'two_tiers', 'train_reranker', 'times', 'SecondTier', 'slices', 'comparisons', 'changed_queries',
+           'separation', 'query_map', 'not_taught', 'forgetting', 'model_card', 'reranker_card', 'Clock', 'environment',
+           'processor', 'new_folder', 'measured', 'save_model', 'write_outcome', 'refit', 'on_test', 'opened', 'run',
+           'entail']
 
 # %% ../nbs/90_pipeline.ipynb #ff5082f4
 import copy, csv, json, logging, os, platform, re, shutil, time
@@ -464,6 +465,7 @@ def two_tiers(
             tier_rungs(target, of("tuned", tuned), tiers.own)
             | tier_rungs(target, of("base", "bm25", "tuned", single), {"reranker": tiers.trained}))
 
+MANY_QUERIES = 750   # from so many on a second tier sees each once: two passes over as many took minutes more
 HARD, EASY, RANKS = 4, 4, 50   # negatives of a query that the first stage ranks high, others, and how far down the first are taken from
 
 def train_reranker(
@@ -471,13 +473,15 @@ def train_reranker(
     train:Dataset,                # labelled queries
     tuned:Remembering,            # the first stage, whose mistakes are the hard negatives
     dev:Dataset|None=None,        # chooses the epoch; None where `stop_after` says it
+    epochs:int=2,                 # passes that the learning rate is planned for
     stop_after:int|None=None, seed:int=0,
     checkpoints:Path|None=None    # a folder; what it holds is gone on with
 ) -> tuple[FastScorer|LateInteraction, Curve]:
     "A reranker for what the fine-tuned model returns."
     def first(data: Dataset) -> Run: return dense(data, tuned, tuned.key, k=RANKS)
     def negatives(hard: int, easy: int) -> dict[str, list[str]]: return mixed_negatives(train, first(train), hard, easy, RANKS, seed)
-    told:dict[str, Any] = dict(run=first(dev) if dev else None, epochs=2, stop_after=stop_after, seed=seed, checkpoints=checkpoints)
+    told:dict[str, Any] = dict(run=first(dev) if dev else None, epochs=epochs, stop_after=stop_after, seed=seed,
+                              checkpoints=checkpoints)
     if name == LATE:
         tokens = copy.deepcopy(tuned.model)
         return LateInteraction(tokens), fine_tune_late(tokens, train, dev, negatives=negatives(1, 0), k=COMPARED[0], **told)
@@ -510,7 +514,8 @@ class SecondTier:
     def choose(self, train:Dataset, dev:Dataset, near:Remembering, cheap:Choice, tuned:Choice) -> list[Choice]:  # cheap, tuned
         "Both choices and what dev chose of every reranker behind their systems; `near` is the fine-tuned model."
         self.single, self.stages = joined(cheap, tuned), (foremost(cheap), foremost(tuned), foremost(cheap, tuned))
-        self.scorer, self.curve = train_reranker(self.name, train, near, dev, None, self.seed, self.checkpoints / "reranker")
+        self.epochs = 2 if len(train.queries) < MANY_QUERIES else 1
+        self.scorer, self.curve = train_reranker(self.name, train, near, dev, self.epochs, None, self.seed, self.checkpoints / "reranker")
         behind = two_tiers(dev, self.single.runs, self._tiers(near), *self.stages)
         return [joined(c, choose(rungs, {}, dev.qrels, {})) for c, rungs in zip((cheap, tuned), behind)]
 
@@ -518,7 +523,7 @@ class SecondTier:
         "The same training on all labelled queries, for the epochs that dev kept."
         folder = self.checkpoints / "reranker-refit"
         del self.scorer   # its vectors and weights make room
-        self.scorer, _ = train_reranker(self.name, learnt, final, None, self.curve.best, self.seed, folder)
+        self.scorer, _ = train_reranker(self.name, learnt, final, None, self.epochs, self.curve.best, self.seed, folder)
 
     def answer(self, test:Dataset, runs:Mapping[str, Run], final:Remembering, settings:Mapping[str, Any]) -> dict[str, Run]:
         "Every reranker's one run over the test queries, behind what the single systems returned."

@@ -88,30 +88,28 @@ class LateInteraction:
     def __init__(
         self,
         model:SentenceTransformer|MultiVectorEncoder,  # from `open_encoder`, tuned or not, or from `open_multi_vector`
-        kept:int=KEPT               # bytes of documents' token vectors that are remembered, beside those of sixteen queries
+        kept:int=KEPT               # bytes of documents' token vectors that are remembered, beside those of 256 queries
     ):
         if isinstance(model, SentenceTransformer) and not _is_plain(model):
             raise DataError(f"{type(model[0]).__name__} is no plain text transformer, whose tokens could be compared")
         self.model, self.kept = model, kept
-        self.queries:dict[str, np.ndarray] = {}
         self.documents:dict[str, np.ndarray] = {}
 
     def predict(self, inputs:Sequence[tuple[str, str]]) -> np.ndarray:  # float32 (n_pairs,), from -1 to 1
         scores, of = np.empty(len(inputs), dtype=np.float32), dict[str, list[int]]()
         for i, (q, _) in enumerate(inputs): of.setdefault(q, []).append(i)
         with _evaluating(self.model):
-            for some in _blocks(of, 16):
-                self._learn(list(dict.fromkeys(inputs[i][1] for q in some for i in of[q])), list(some))
-                for q in some: scores[of[q]] = self._one(self.queries[q], [self.documents[inputs[i][1]] for i in of[q]])
+            for many in _blocks(of, 256):
+                queries = dict(zip(many, _token_vectors(self.model, many, QUERY), strict=True))
+                for some in _blocks(many, 16):
+                    self._learn(list(dict.fromkeys(inputs[i][1] for q in some for i in of[q])))
+                    for q in some: scores[of[q]] = self._one(queries[q], [self.documents[inputs[i][1]] for i in of[q]])
         return scores
 
-    def _learn(self, documents:list[str], queries:list[str]) -> None:
+    def _learn(self, documents:list[str]) -> None:
         "Make the vectors that are missing; those of other documents go, the oldest first, where there are too many."
-        self.queries.clear()
-        for known, texts, names in ((self.documents, documents, DOCUMENT), (self.queries, queries, QUERY)):
-            new = [t for t in texts if t not in known]
-            for chunk in (new[i:i + CHUNK] for i in range(0, len(new), CHUNK)):
-                known.update(zip(chunk, _token_vectors(self.model, chunk, names), strict=True))
+        for chunk in _blocks([d for d in documents if d not in self.documents], CHUNK):
+            self.documents.update(zip(chunk, _token_vectors(self.model, chunk, DOCUMENT), strict=True))
         wanted, held = {*documents}, sum(v.nbytes for v in self.documents.values())
         for d in list(self.documents):
             if held <= self.kept: break

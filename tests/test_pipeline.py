@@ -376,17 +376,18 @@ def test_a_model_whose_tokens_cannot_be_compared_has_other_rerankers(made, tmp_p
     with pytest.raises(DataError, match="no plain text transformer"): pipeline.SecondTier("late", base, 0, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["cross-encoder", "late"])
-def test_dev_is_given_back_to_the_reranker_too(kind, made, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "epochs"), [("cross-encoder", 2), ("late", 1)])
+def test_dev_is_given_back_to_the_reranker_too(kind, epochs, made, tmp_path, monkeypatch):
     model, seen, real = made[2], [], pipeline.train_reranker
+    if epochs == 1: monkeypatch.setattr(pipeline, "MANY_QUERIES", 1)
     write_beir(split(tiny_data(per_thing=14), {"train": .8, "test": .2}, 0), tmp_path / "data")
-    def watched(name, train, tuned, dev, stop_after, *args):
-        seen.append((set(train.queries), dev and set(dev.queries), stop_after))
-        return real(name, train, tuned, dev, stop_after, *args)
+    def watched(name, train, tuned, dev, planned, stop_after, *args):
+        seen.append((set(train.queries), dev and set(dev.queries), planned, stop_after))
+        return real(name, train, tuned, dev, planned, stop_after, *args)
     monkeypatch.setattr(pipeline, "train_reranker", watched)
     results = run(tmp_path / "data", tmp_path / "out", str(model), epochs=1, reranker="late" if kind == "late" else str(model))
     train, dev = (set(prepare(load(tmp_path / "data")).splits[s].queries) for s in ("train", "dev"))
-    assert seen == [(train, dev, None), (train | dev, None, results["settings"]["reranker epochs"])]
+    assert seen == [(train, dev, epochs, None), (train | dev, None, epochs, results["settings"]["reranker epochs"])]
 
 
 def test_a_run_that_was_stopped_while_its_reranker_trained_goes_on_from_there(made, doubled, tmp_path, monkeypatch):
