@@ -11,12 +11,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 from notebooks import ROOT
+from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder
-from tiny import tiny_data, tiny_model
+from tiny import ASKING, COLOURS, THINGS, tiny_data, tiny_model
 from torch import nn
-from transformers import AutoConfig, BertForSequenceClassification
+from transformers import (
+    AutoConfig, BertForSequenceClassification, XLMRobertaConfig, XLMRobertaForSequenceClassification, XLMRobertaTokenizer,
+)
 
+from rag_finetune import flag
 from rag_finetune.core import DataError
 from rag_finetune.flag import MODULE, FlagScorer, open_flag, train_flag
 from rag_finetune.models import FastEncoder, check_folder, open_encoder
@@ -82,6 +87,9 @@ def test_bad_input_is_refused_before_anything_starts(folder, data, negatives, tm
     few = dict(list(negatives.items())[:5])
     with pytest.raises(DataError, match="5 queries .* do not fill a step of 16"): train_flag(data, few, tmp_path / "few", folder)
     with pytest.raises(DataError, match="no such folder"): train_flag(data, negatives, tmp_path / "none", tmp_path / "nothing")
+    for name, least in {"batch_size": 1, "group_size": 2, "epochs": 1, "processes": 1, "every": 1}.items():
+        with pytest.raises(DataError, match=f"{name}: {least - 1}, expected {least} or more"):
+            train_flag(data, negatives, tmp_path / "none", folder, **{name: least - 1})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["used"]
 
 
@@ -90,6 +98,22 @@ def test_a_model_without_a_trained_head_is_no_reranker(folder, trained, tmp_path
     shutil.copytree(trained, tmp_path / "three")
     BertForSequenceClassification(AutoConfig.from_pretrained(trained, num_labels=3)).save_pretrained(tmp_path / "three")
     with pytest.raises(DataError, match="3 scores for a pair"): open_flag(tmp_path / "three", "cpu")
+
+
+def test_both_libraries_read_a_pair_of_an_xlm_r_alike(data, tmp_path):   # what bge-reranker-base, -large and -v2-m3 are
+    special = [(token, 0.) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    words = [(f"▁{word}", -1.) for word in (*COLOURS, *THINGS, *ASKING)]
+    tokenizer = XLMRobertaTokenizer(vocab=[*special, *words, ("▁", -5.), ("<mask>", 0.)], model_max_length=16)
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 18}
+    config = XLMRobertaConfig(vocab_size=len(tokenizer), **size, num_labels=1, type_vocab_size=1, initializer_range=.3)
+    XLMRobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    pairs = [(q, d) for q in list(data.queries.values())[:8] for d in data.corpus.values()]
+    pairs.append(("where is my car", "the red car " * 12))   # is cut
+    ours = FastScorer(open_reranker(tmp_path, "cpu")).predict(pairs)
+    assert ours.std() > .01
+    np.testing.assert_allclose(open_flag(tmp_path, "cpu").predict(pairs), ours, atol=1e-5)
+    np.testing.assert_allclose(CrossEncoder(str(tmp_path), device="cpu").predict(pairs, activation_fn=nn.Identity()), ours, atol=1e-5)
 
 
 def test_a_document_is_cut_to_what_the_model_reads(trained):
@@ -120,6 +144,7 @@ class Without:   # as if it were not installed
 sys.meta_path.insert(0, Without())
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name == "FlagEmbedding" else find(name, package)
+from rag_finetune import flag
 from rag_finetune.core import DataError
 from rag_finetune.flag import open_flag, train_flag
 with pytest.raises(DataError, match=r"pip install .rag_finetune\\[flag\\]"): open_flag("default")
@@ -128,10 +153,12 @@ with pytest.raises(DataError, match=r"pip install .rag_finetune\\[flag\\]"): tra
     subprocess.run([sys.executable, tmp_path / "without.py"], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
-def test_queries_that_fill_no_batch_are_told(folder, data, negatives, tmp_path, caplog):
+def test_two_processes_by_torchrun_make_one_model_and_what_fills_no_step_is_told(folder, data, negatives, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "rag_finetune.flag"):
-        train_flag(data, dict(list(negatives.items())[:20]), tmp_path / "model", folder, **{**SETTINGS, "epochs": 1})
+        made = train_flag(data, dict(list(negatives.items())[:20]), tmp_path / "model", folder, **{**SETTINGS, "epochs": 1},
+                          batch_size=8, processes=2)
     assert "4 of 20 queries" in caplog.text
+    assert open_flag(made, "cpu") and [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_trainer_that_fails_says_why_and_leaves_nothing(folder, data, negatives, tmp_path):
@@ -145,33 +172,64 @@ import sys; sys.path.insert(0, {tests!r})
 from test_flag import *
 data = tiny_data()
 run = dense(data, FastEncoder(open_encoder({folder!r}, "cpu")))
-train_flag(data, mixed_negatives(data, run, 2, 2), {out!r}, {folder!r}, **{{**SETTINGS, "epochs": 2000}})
+train_flag(data, mixed_negatives(data, run, 2, 2), {out!r}, {folder!r}, **{{**SETTINGS, "epochs": 20_000}})
 """
 
 
-def test_killed_in_its_training_there_is_no_model_and_the_next_start_makes_one(folder, data, negatives, tmp_path):
+def trainers_of(process):
+    "Waits for them."
+    for _ in range(600):
+        if found := [p for p in process.children(recursive=True) if MODULE in p.cmdline()]: return found
+        time.sleep(.1)
+    raise AssertionError("no trainer started")
+
+
+def test_killed_in_its_training_there_is_no_model_and_no_trainer_and_the_next_start_makes_one(folder, data, negatives, tmp_path):
     out, here = tmp_path / "model", str(Path(__file__).parent)
     code = CHILD.format(tests=here, folder=str(folder), out=str(out))
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(600):
-        if list(tmp_path.glob(".model.flag-*/rows.jsonl")): break
-        time.sleep(.1)
+    process = psutil.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    trainers = trainers_of(process)
     time.sleep(2)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()   # it alone
     process.wait()
-    assert not out.exists()
+    _, alive = psutil.wait_procs(trainers, 10)
+    assert not alive and not out.exists()
     mine = tmp_path / ".model-backup"          # nobody else's
     mine.mkdir()
     train_flag(data, negatives, out, folder, **{**SETTINGS, "epochs": 1})
     assert open_reranker(out, "cpu") and sorted(p.name for p in tmp_path.iterdir()) == [".model-backup", "model"]
 
 
+def test_with_checkpoints_it_goes_on_to_the_very_same_weights(folder, trained, data, negatives, tmp_path, monkeypatch):
+    kept, real = tmp_path / "checkpoints", flag._ended
+    def stopped(command):
+        trainer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (kept / "trained" / "checkpoint-12" / "trainer_state.json").is_file(): time.sleep(.01)
+        trainer.kill()
+        trainer.wait()
+        for later in {*(kept / "trained").glob("checkpoint-*")} - {kept / "trained" / "checkpoint-12"}: shutil.rmtree(later)
+        (kept / "trained" / "checkpoint-18").mkdir()
+        (kept / "trained" / "checkpoint-18" / "trainer_state.json").write_text("{")   # killed while this one was written
+        raise KeyboardInterrupt
+    def train(**settings): return train_flag(data, negatives, tmp_path / "model", folder, checkpoints=kept, **{**SETTINGS, **settings})
+    monkeypatch.setattr(flag, "_ended", stopped)
+    with pytest.raises(KeyboardInterrupt): train()
+    def watched(command):
+        assert str(kept / "trained" / "checkpoint-12") in command
+        return real(command)
+    monkeypatch.setattr(flag, "_ended", watched)
+    with pytest.raises(DataError, match="a training with other settings"): train(lr=1e-3)
+    ours, theirs = (load_file(f / "model.safetensors") for f in (train(), trained))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and [p.name for p in tmp_path.iterdir()] == ["model"]
+    (kept / "mine").mkdir(parents=True)
+    (tmp_path / "model").rename(tmp_path / "first")
+    with pytest.raises(DataError, match="has mine in it"): train()
+
+
 def test_asked_to_stop_it_takes_its_trainer_along(folder, tmp_path):
     code = CHILD.format(tests=str(Path(__file__).parent), folder=str(folder), out=str(tmp_path / "model"))
     process = psutil.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(600):
-        if trainers := [p for p in process.children(recursive=True) if MODULE in p.cmdline()]: break
-        time.sleep(.1)
+    trainers = trainers_of(process)
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
     psutil.wait_procs(trainers, 30)
