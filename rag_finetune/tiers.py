@@ -87,10 +87,15 @@ def latency(
 # %% ../nbs/18_tiers.ipynb #7fcc5628
 @dataclass(frozen=True)
 class Calibration:
-    "Turns a reranker's scores into probabilities of being relevant, as they were on the queries that it was fitted on."
-    method:str                                     # "temperature", "platt" or "isotonic"
-    of:Callable[[np.ndarray], np.ndarray]          # (n,) scores -> (n,) probabilities
-    def __call__(self, scores:Sequence[float]|np.ndarray) -> np.ndarray: return self.of(np.asarray(scores, dtype=float))
+    """Turns a reranker's scores into probabilities of being relevant, as they were on the queries that it was fitted on. It is made of
+    numbers, which `dataclasses.asdict` and JSON keep."""
+    method:str                   # "temperature", "platt" or "isotonic"
+    numbers:tuple[float, ...]    # slope and intercept of the logit; of "isotonic" scores, rising, then the probability of each
+    def __call__(self, scores:Sequence[float]|np.ndarray) -> np.ndarray:  # (n,) scores -> (n,) probabilities
+        x = np.asarray(scores, dtype=float)
+        if self.method == "isotonic": return np.interp(x, *np.split(np.array(self.numbers), 2))
+        slope, intercept = self.numbers
+        return expit(slope * x + intercept)
 
 def pairs_of(
     scored:Run,   # a reranker's
@@ -110,13 +115,13 @@ def calibrate(
     if method == "temperature":
         def loss(t): return -float(np.mean(labels * log_expit(scores / np.exp(t)) + (1 - labels) * log_expit(-scores / np.exp(t))))
         temperature = float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
-        return Calibration(method, lambda x: expit(x / temperature))
+        return Calibration(method, (1 / temperature, 0.))
     if method == "platt":
         line = LogisticRegression(C=np.inf, max_iter=1000).fit(scores[:, None], labels)
-        return Calibration(method, lambda x: line.predict_proba(x[:, None])[:, 1])
+        return Calibration(method, (float(line.coef_[0, 0]), float(line.intercept_[0])))
     if method == "isotonic":
-        steps = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores, labels)
-        return Calibration(method, steps.predict)
+        steps = IsotonicRegression(y_min=0, y_max=1).fit(scores, labels)
+        return Calibration(method, (*steps.X_thresholds_.tolist(), *steps.y_thresholds_.tolist()))
     raise DataError(f'calibration {method!r}: expected "temperature", "platt" or "isotonic"')
 
 # %% ../nbs/18_tiers.ipynb #f8a9847f

@@ -1,8 +1,13 @@
 "What a user relies on with two tiers: depth, cost and calibration as they are, silence where there is no answer, no window left unread."
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 from tiny import tiny_data, tiny_model
 
@@ -10,7 +15,8 @@ from rag_finetune.core import DataError, ranking
 from rag_finetune.metrics import ndcg
 from rag_finetune.reranker import open_reranker
 from rag_finetune.tiers import (
-    BestWindow, calibrate, calibration_error, fit_silence, hide_answers, latency, pairs_of, pareto, pays_until, reliability, to_depth,
+    BestWindow, Calibration, calibrate, calibration_error, fit_silence, hide_answers, latency, pairs_of, pareto, pays_until, reliability,
+    to_depth,
 )
 
 RUN = {"q": {"a": 9., "b": 8., "c": 7., "d": 6.}}
@@ -64,11 +70,17 @@ def crooked():
 def test_calibrated_on_one_half_the_other_half_is_told_better(method, crooked):
     scores, labels = crooked
     raw = 1 / (1 + np.exp(-scores[2000:]))
-    told = calibrate(scores[:2000], labels[:2000], method)(scores[2000:])
+    curve = calibrate(scores[:2000], labels[:2000], method)
+    told = curve(scores[2000:])
     assert brier_score_loss(labels[2000:], told) < brier_score_loss(labels[2000:], raw)
     assert calibration_error(reliability(told, labels[2000:])) < calibration_error(reliability(raw, labels[2000:]))
     assert (np.diff(told[np.argsort(scores[2000:])]) >= -1e-12).all(), "the order stays"
     if method == "platt": assert calibration_error(reliability(told, labels[2000:])) < .03
+    if method == "isotonic": np.testing.assert_allclose(
+        told, IsotonicRegression(out_of_bounds="clip").fit(scores[:2000], labels[:2000]).predict(scores[2000:]), atol=1e-9)
+    if method == "platt": np.testing.assert_allclose(told, LogisticRegression(C=np.inf).fit(
+        scores[:2000, None], labels[:2000]).predict_proba(scores[2000:, None])[:, 1], atol=1e-3)
+    np.testing.assert_array_equal(Calibration(**json.loads(json.dumps(asdict(curve))))(scores), curve(scores))
 
 
 def test_calibration_says_what_it_lacks(crooked):
