@@ -13,14 +13,16 @@ The easy majority is no part of what a first stage returns. So each arm also ran
 
 An arm differs from `labels` in what its name says: ListNet over the judgements, four hard negatives of the first stage and four at
 random, from the bundled MiniLM with a fresh head. Those called `tokens` train the tokens of an embedding model for late interaction, with
-the batch's other answers and one hard negative. Every finished training becomes one file under --work at once, and a second call goes
-on from there.
+the batch's other answers and one hard negative. `flagembedding` is compared with `labels` too: the same rows, a softmax over the same
+documents of a query, as many steps, by FlagEmbedding's own trainer. Every finished training becomes one file under --work at once, and a
+second call goes on from there.
 --save writes assets/ablation.json; sets that were not asked for stay in it as they are.
 """
 import argparse
 import hashlib
 import json
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +32,8 @@ from losses import machine
 from seeds import CODE, ROOT, asked, average, claim, mean, widened
 
 from rag_finetune.data import atomic, load, read_any, sample
-from rag_finetune.embedding import few_documents
+from rag_finetune.embedding import Curve, few_documents
+from rag_finetune.flag import train_flag
 from rag_finetune.late import fine_tune_late
 from rag_finetune.metrics import ndcg, recall
 from rag_finetune.models import open_encoder
@@ -48,12 +51,12 @@ DECIDES = "nDCG@10"
 CODE_READ = b"".join((ROOT / "rag_finetune" / f"{m}.py").read_bytes() for m in (*CODE, "losses", "pairs", "synthetic"))
 
 
-TOKENS = "tokens"
+TOKENS, FLAG = "tokens", "FlagEmbedding"
 
 
 class Arm(NamedTuple):
     "One way to train a reranker."
-    loss: str = "ListNetLoss"   # or TOKENS: the tokens of an embedding model, for late interaction
+    loss: str = "ListNetLoss"   # or TOKENS: the tokens of an embedding model, for late interaction; FLAG: by its own trainer and loss
     hard: int = 4
     easy: int = 4
     margin: float | None = None # relative, of the hard ones
@@ -65,7 +68,7 @@ class Arm(NamedTuple):
 ARMS = {
     "labels": Arm(), "hard-only": Arm(hard=8, easy=0), "easy-only": Arm(hard=0, easy=8),
     "cross-entropy": Arm(loss="BinaryCrossEntropyLoss"), "in-batch": Arm(loss="MultipleNegativesRankingLoss"),
-    "lambda": Arm(loss="LambdaLoss"),
+    "lambda": Arm(loss="LambdaLoss"), "flagembedding": Arm(loss=FLAG),
     "margin": Arm(margin=.05), "near-misses": Arm(hard=3, more="near misses"), "paraphrases": Arm(more="paraphrases"),
     "from-tuned": Arm(start="tuned"), "other-sets-first": Arm(start="others"), "made-up-queries": Arm(more="made-up queries"),
     "taught-by-first": Arm(teacher="first"), "taught-by-late": Arm(teacher="late"),
@@ -169,6 +172,12 @@ def trained(first, name, seed, args):
         model = open_encoder(first.folder if arm.start == "tuned" else first.model)
         curve = fine_tune_late(model, data, negatives=negatives, **told)
         return LateInteraction(model), COMPARED, curve
+    if arm.loss == FLAG:
+        folder, since = checkpoints.with_suffix(".flag"), time.monotonic()
+        if not folder.exists():
+            train_flag(data, negatives, folder, first.model, group_size=1 + arm.hard + arm.easy, epochs=args.epochs, seed=seed,
+                       tokens=(args.tokens // 4, args.tokens - args.tokens // 4))
+        return FastScorer(open_reranker(folder)), READ, Curve([], args.epochs, 0, time.monotonic() - since, 0)
     model = begun(first, arm, seed, args)
     rows = data
     if arm.teacher:
@@ -204,6 +213,7 @@ def table(first, found, late):
     pairs = [(name, other) for name in found for other in ("first stage", "late")] + [("late", "first stage")]
     values = {"first stage": ndcg(first.dev.qrels, first.on_dev, 10), "late": late, **of("values")}
     easy = [(name, "labels") for name in ("hard-only", "easy-only") if {name, "labels"} <= found.keys()]
+    if {"flagembedding", "labels"} <= found.keys(): pairs.append(("flagembedding", "labels"))
     def kept(one): return {k: v for k, v in one.items() if k not in ("values", "easy")}
     return {**figures_of(values, pairs, by_seed("values")), "easy": figures_of(of("easy"), easy, by_seed("easy")),
             "trainings": {name: [kept(one) for one in runs] for name, runs in found.items()}}
