@@ -13,15 +13,16 @@ The easy majority is no part of what a first stage returns. So each arm also ran
 
 An arm differs from `labels` in what its name says: ListNet over the judgements, four hard negatives of the first stage and four at
 random, from the bundled MiniLM with a fresh head. Those called `tokens` train the tokens of an embedding model for late interaction, with
-the batch's other answers and one hard negative. `flagembedding` is compared with `labels` too: the same rows, a softmax over the same
-documents of a query, as many steps, by FlagEmbedding's own trainer. Every finished training becomes one file under --work at once, and a
-second call goes on from there.
+the batch's other answers and one hard negative. `flagembedding` is compared with `labels` too: the same rows and
+start, by FlagEmbedding's own trainer; a softmax over one right document of a query and its wrong ones, whole batches only, dropout of its
+own. Every finished training becomes one file under --work at once, and a second call goes on from there.
 --save writes assets/ablation.json; sets that were not asked for stay in it as they are.
 """
 import argparse
 import hashlib
 import json
 import random
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,7 @@ from rag_finetune.verdict import compare_all, interval, sentence
 
 SAVED = ROOT / "assets" / "ablation.json"
 DECIDES = "nDCG@10"
-CODE_READ = b"".join((ROOT / "rag_finetune" / f"{m}.py").read_bytes() for m in (*CODE, "losses", "pairs", "synthetic"))
+CODE_READ = b"".join((ROOT / "rag_finetune" / f"{m}.py").read_bytes() for m in (*CODE, "flag", "losses", "pairs", "synthetic"))
 
 
 TOKENS, FLAG = "tokens", "FlagEmbedding"
@@ -174,9 +175,9 @@ def trained(first, name, seed, args):
         return LateInteraction(model), COMPARED, curve
     if arm.loss == FLAG:
         folder, since = checkpoints.with_suffix(".flag"), time.monotonic()
-        if not folder.exists():
-            train_flag(data, negatives, folder, first.model, group_size=1 + arm.hard + arm.easy, epochs=args.epochs, seed=seed,
-                       tokens=(args.tokens // 4, args.tokens - args.tokens // 4))
+        shutil.rmtree(folder, ignore_errors=True)   # of a run that was stopped before it was judged
+        train_flag(data, negatives, folder, first.model, group_size=1 + arm.hard + arm.easy, epochs=args.epochs, seed=seed,
+                   tokens=(args.tokens // 4, args.tokens - args.tokens // 4))
         return FastScorer(open_reranker(folder)), READ, Curve([], args.epochs, 0, time.monotonic() - since, 0)
     model = begun(first, arm, seed, args)
     rows = data
@@ -212,10 +213,11 @@ def table(first, found, late):
     def by_seed(what): return {name: [mean(one[what]) for one in runs] for name, runs in found.items()}
     pairs = [(name, other) for name in found for other in ("first stage", "late")] + [("late", "first stage")]
     values = {"first stage": ndcg(first.dev.qrels, first.on_dev, 10), "late": late, **of("values")}
-    easy = [(name, "labels") for name in ("hard-only", "easy-only") if {name, "labels"} <= found.keys()]
     if {"flagembedding", "labels"} <= found.keys(): pairs.append(("flagembedding", "labels"))
+    easy = [(f"{name}, easy", "labels, easy") for name in ("hard-only", "easy-only") if {name, "labels"} <= found.keys()]
+    def marked(values): return {f"{name}, easy": v for name, v in values.items()}
     def kept(one): return {k: v for k, v in one.items() if k not in ("values", "easy")}
-    return {**figures_of(values, pairs, by_seed("values")), "easy": figures_of(of("easy"), easy, by_seed("easy")),
+    return {**figures_of(values, pairs, by_seed("values")), "easy": figures_of(marked(of("easy")), easy, marked(by_seed("easy"))),
             "trainings": {name: [kept(one) for one in runs] for name, runs in found.items()}}
 
 

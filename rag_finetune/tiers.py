@@ -93,7 +93,9 @@ class Calibration:
     numbers:tuple[float, ...]    # slope and intercept of the logit; of "isotonic" scores, rising, then the probability of each
     def __call__(self, scores:Sequence[float]|np.ndarray) -> np.ndarray:  # (n,) scores -> (n,) probabilities
         x = np.asarray(scores, dtype=float)
-        if self.method == "isotonic": return np.interp(x, *np.split(np.array(self.numbers), 2))
+        if self.method == "isotonic":
+            at, said = np.split(np.array(self.numbers), 2)
+            return np.interp(x, at, said)
         slope, intercept = self.numbers
         return expit(slope * x + intercept)
 

@@ -211,21 +211,22 @@ def newest(
             damaged = damaged or error
             log.warning("%s; %s is left out, the checkpoint before it is tried", error, path.name)
             continue
-        _same(found, json.loads(json.dumps(about)))
+        _same(found.path, found.about, json.loads(json.dumps(about)))
         return found
     if damaged: raise DataError(f"{damaged}; no whole checkpoint is left in {folder}: remove the folder to train from the start")
     return None
 
 def _same(
-    found:Checkpoint,        # on the disc
-    about:Mapping[str, Any]  # what is to be trained now
+    path:Path,                # of a checkpoint
+    there:Mapping[str, Any],  # what it is a checkpoint of
+    about:Mapping[str, Any]   # what is to be trained now
 ) -> None:
     "`DataError` says in which points the training of a checkpoint is another one; other versions of libraries are a warning."
-    keys = [k for k in {**found.about, **about} if found.about.get(k) != about.get(k)]
-    other, differ = ([f"{k} ({found.about.get(k)} there, {about.get(k)} now)" for k in keys if k.startswith("version of ") is libraries]
+    keys = [k for k in {**there, **about} if there.get(k) != about.get(k)]
+    other, differ = ([f"{k} ({there.get(k)} there, {about.get(k)} now)" for k in keys if k.startswith("version of ") is libraries]
                      for libraries in (True, False))
-    if other: log.warning("%s was made with other libraries, the weights may differ in the last digits: %s", found.path, ", ".join(other))
-    if differ: raise DataError(f"{found.path} is of another training: {', '.join(differ)}; give it its own folder, or remove this one")
+    if other: log.warning("%s was made with other libraries, the weights may differ in the last digits: %s", path, ", ".join(other))
+    if differ: raise DataError(f"{path} is of another training: {', '.join(differ)}; give it its own folder, or remove this one")
 
 def versions(
 ) -> dict[str, str]:  # for `about`

@@ -132,7 +132,8 @@ def test_an_ablation_has_each_arm_with_interval_and_goes_on_where_it_was(tmp_pat
     assert {(c["a"], c["b"]) for c in found["comparisons"]} == {(a, b) for a in arms.split(",") for b in ("first stage", "late")} | {
         ("late", "first stage"), ("flagembedding", "labels")}
     easy = found["easy"]
-    assert {*easy["arms"]} == {*arms.split(",")} and [(c["a"], c["b"]) for c in easy["comparisons"]] == [("hard-only", "labels")]
+    assert {*easy["arms"]} == {f"{a}, easy" for a in arms.split(",")}
+    assert [(c["a"], c["b"]) for c in easy["comparisons"]] == [("hard-only, easy", "labels, easy")]
 
 
 def test_a_querys_own_half_has_no_say_in_its_depth_and_weight():

@@ -1,4 +1,5 @@
 "What a user relies on with FlagEmbedding: its own trainer, in a folder that both libraries open, whole or not at all."
+import json
 import logging
 import os
 import shutil
@@ -71,13 +72,11 @@ def test_its_scorer_goes_wherever_a_pair_scorer_goes(trained, data, run):
     assert isinstance(scorer, FlagScorer)
 
 
-def test_a_teacher_is_learnt_beside_the_labels(folder, data, negatives, tmp_path):
+def test_a_teacher_is_learnt_beside_the_labels(folder, trained, data, negatives, tmp_path):
     teacher = {q: {d: 3. * (data.qrels[q].get(d, 0) > 0) for d in data.corpus} for q in data.queries}
     pairs = [("where is my car", d) for d in data.corpus.values()]
-    def scores(name, told):
-        made = train_flag(data, negatives, tmp_path / name, folder, told, **{**SETTINGS, "epochs": 1})
-        return open_flag(made, "cpu").predict(pairs)
-    assert np.abs(scores("taught", teacher) - scores("not", None)).max() > 1e-3
+    taught = open_flag(train_flag(data, negatives, tmp_path / "taught", folder, teacher, **SETTINGS), "cpu").predict(pairs)
+    assert np.abs(taught - open_flag(trained, "cpu").predict(pairs)).max() > 1e-3
 
 
 def test_bad_input_is_refused_before_anything_starts(folder, data, negatives, tmp_path, caplog):
@@ -153,11 +152,17 @@ with pytest.raises(DataError, match=r"pip install .rag_finetune\\[flag\\]"): tra
     subprocess.run([sys.executable, tmp_path / "without.py"], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
-def test_two_processes_by_torchrun_make_one_model_and_what_fills_no_step_is_told(folder, data, negatives, tmp_path, caplog):
+def test_two_processes_by_torchrun_make_one_model_and_what_fills_no_step_is_told(folder, data, negatives, tmp_path, caplog, monkeypatch):
+    kept, real, numbers = tmp_path / "checkpoints", flag._ended, []
+    def watched(*args):
+        ended = real(*args)
+        numbers.extend(p.name for p in kept.glob("trained/checkpoint-1/rng_state*"))   # each process has its own
+        return ended
+    monkeypatch.setattr(flag, "_ended", watched)
     with caplog.at_level(logging.WARNING, "rag_finetune.flag"):
         made = train_flag(data, dict(list(negatives.items())[:20]), tmp_path / "model", folder, **{**SETTINGS, "epochs": 1},
-                          batch_size=8, processes=2)
-    assert "4 of 20 queries" in caplog.text
+                          batch_size=8, processes=2, checkpoints=kept)
+    assert "4 of 20 queries" in caplog.text and sorted(numbers) == ["rng_state_0.pth", "rng_state_1.pth"]
     assert open_flag(made, "cpu") and [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
@@ -202,28 +207,47 @@ def test_killed_in_its_training_there_is_no_model_and_no_trainer_and_the_next_st
 
 def test_with_checkpoints_it_goes_on_to_the_very_same_weights(folder, trained, data, negatives, tmp_path, monkeypatch):
     kept, real = tmp_path / "checkpoints", flag._ended
-    def stopped(command):
+    at = kept / "trained" / "checkpoint-12"
+    def stopped(command, *_):
         trainer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not (kept / "trained" / "checkpoint-12" / "trainer_state.json").is_file(): time.sleep(.01)
+        while not (at / "trainer_state.json").is_file() and trainer.poll() is None: time.sleep(.01)
         trainer.kill()
         trainer.wait()
-        for later in {*(kept / "trained").glob("checkpoint-*")} - {kept / "trained" / "checkpoint-12"}: shutil.rmtree(later)
-        (kept / "trained" / "checkpoint-18").mkdir()
-        (kept / "trained" / "checkpoint-18" / "trainer_state.json").write_text("{")   # killed while this one was written
+        for later in {*at.parent.glob("checkpoint-*")} - {at}: shutil.rmtree(later)
+        for name, (part, n) in {"18": ("trainer_state.json", 1), "24": ("optimizer.pt", 3000), "30": ("model.safetensors", 3000)}.items():
+            shutil.copytree(at, damaged := at.with_name(f"checkpoint-{name}"))   # killed, or without power, while these were written
+            (damaged / part).write_bytes((at / part).read_bytes()[:n])
         raise KeyboardInterrupt
     def train(**settings): return train_flag(data, negatives, tmp_path / "model", folder, checkpoints=kept, **{**SETTINGS, **settings})
     monkeypatch.setattr(flag, "_ended", stopped)
     with pytest.raises(KeyboardInterrupt): train()
-    def watched(command):
-        assert str(kept / "trained" / "checkpoint-12") in command
-        return real(command)
+    def watched(command, *args):
+        assert str(at) in command
+        with pytest.raises(DataError, match="another process is training there"): train()
+        return real(command, *args)
     monkeypatch.setattr(flag, "_ended", watched)
-    with pytest.raises(DataError, match="a training with other settings"): train(lr=1e-3)
+    with pytest.raises(DataError, match=r"lr \(0.003 there, 0.001 now\)"): train(lr=1e-3)
     ours, theirs = (load_file(f / "model.safetensors") for f in (train(), trained))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and [p.name for p in tmp_path.iterdir()] == ["model"]
-    (kept / "mine").mkdir(parents=True)
-    (tmp_path / "model").rename(tmp_path / "first")
-    with pytest.raises(DataError, match="has mine in it"): train()
+
+
+def test_checkpoints_have_a_folder_of_their_own(folder, data, negatives, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "text.txt").write_text("mine")
+    for out, kept, said in (("runs/m", "runs", "lie in one another"), ("m", "m", "lie in one another"), ("m", "m/ck", "lie in one another"),
+                            ("m", "mine", "text.txt in it")):
+        with pytest.raises(DataError, match=said):
+            train_flag(data, negatives, tmp_path / out, folder, checkpoints=tmp_path / kept, **SETTINGS)
+    assert not (tmp_path / "m").exists() and (tmp_path / "mine" / "text.txt").read_text() == "mine"
+
+
+def test_what_was_stopped_before_its_first_checkpoint_may_go_on_with_other_settings(folder, data, negatives, tmp_path, monkeypatch):
+    def stopped(*_): raise KeyboardInterrupt
+    monkeypatch.setattr(flag, "_ended", stopped)
+    for settings in (SETTINGS, {**SETTINGS, "epochs": 2}):
+        with pytest.raises(KeyboardInterrupt):
+            train_flag(data, negatives, tmp_path / "m", folder, checkpoints=tmp_path / "kept", **settings)
+    assert json.loads((tmp_path / "kept" / "about.json").read_text())["epochs"] == 2
 
 
 def test_asked_to_stop_it_takes_its_trainer_along(folder, tmp_path):
