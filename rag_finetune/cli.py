@@ -92,7 +92,7 @@ def run(
     out: Annotated[Path|None, typer.Option(help="A new folder for everything that comes out.  [default: runs/<data>-<time>]")] = None,
     train_limit: Annotated[int|None, typer.Option(
         min=1, help="Use so many labelled queries, drawn at random; dev is taken out of them where the set has none.")] = None,
-    epochs: Annotated[int|None, typer.Option(min=1, help="Train at most so many passes, instead of the recipe's.")] = None,
+    epochs: Annotated[int|None, typer.Option(min=1, help="Train the embedding model for at most so many passes.")] = None,
     worth: Annotated[float, typer.Option(min=0, max=1, help="A difference in nDCG@10 below this is not worth the cost.")] = .01,
     seed: Annotated[int, typer.Option(
         min=0, max=2**32 - 1, help="For every random choice; the same seed gives the same figures on one machine.")] = 0,

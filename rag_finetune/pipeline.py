@@ -536,7 +536,7 @@ class SecondTier:
         scores:Mapping[str, float], settings:Mapping[str, Any],  # of dev
         worth:float
     ) -> dict[str, Any]:  # first, system, documents, weight, ceiling, milliseconds, sentence, comparison, untrained
-        "Whether the second tier earned its latency: dev's best system with one against dev's best without, on test."
+        "What the second tier adds, dev's best system with one against dev's best without, on test, and what a query waits for it."
         def best(name: str) -> str: return max((s for s in scores if s.endswith(f"+{name}")), key=scores.__getitem__)
         values = {s: ndcg(qrels, run, 10) for s, run in runs.items()}
         kinds = [*self.given, "reranker"]

@@ -84,7 +84,7 @@ def _plain_token_vectors(
 
 class LateInteraction:
     """A `PairScorer` by an embedding model as it is: each token of the query finds its best match among the document's, and the cosines are
-    averaged (MaxSim; Khattab and Zaharia, ColBERT, 2020). Vectors of texts are remembered. A multi-vector model scores by its own."""
+    averaged (MaxSim; Khattab and Zaharia, ColBERT, 2020). Documents' vectors are remembered. A multi-vector model scores by its own."""
     def __init__(
         self,
         model:SentenceTransformer|MultiVectorEncoder,  # from `open_encoder`, tuned or not, or from `open_multi_vector`

@@ -132,7 +132,7 @@ def compare_rerankers(
     scorers:Mapping[str, str|Path|PairScorer],       # name -> a folder, a hub name, or anything with `predict`; opened one at a time
     k:int=50,                                        # documents of each query that are reranked
     measures:Sequence[str]=("nDCG@10", "MRR@10", "recall@10"),  # the first one is tested
-    timed:int=20,                                    # queries that latency is measured on, before the others, so that nothing is remembered
+    timed:int=20,                                    # queries that latency is measured on, before the whole run
     seed:int=0                                       # of intervals and tests
 ) -> SideBySide:
     "Each reranker on the same documents, beside the first stage and BM25's order of them; a model with an untrained head is left out."

@@ -190,7 +190,7 @@ class BestWindow:
     tokenizer:PreTrainedTokenizerBase    # its own
     tokens:int=256                       # of a pair, the query and the special ones included
     overlap:int=32                       # tokens that neighbouring windows share
-    question:int=32                      # tokens kept free for the query: those no longer share their windows, which a scorer may remember
+    question:int=32                      # queries of up to so many tokens share a document's windows, which a scorer may remember
     def windows(self, query:str, document:str) -> list[str]:  # parts of the document, in order; itself where it fits
         return self._cut(document, self._room(query))
     def predict(self, inputs:Sequence[tuple[str, str]]) -> np.ndarray:  # float32 (n_pairs,)
