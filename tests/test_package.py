@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "embedding": "core negatives models metrics retrieval training",
     "pairs": "core data negatives synthetic",
     "reranker": "core embedding losses metrics models negatives pairs retrieval training",
-    "flag": "core data models reranker",
+    "flag": "core data models reranker training",
     "tiers": "core negatives retrieval verdict",
     "rerankers": "core metrics models pairs reranker retrieval tiers verdict",
     "late": "core embedding models reranker training",
@@ -51,7 +51,7 @@ MAY_IMPORT = {
 # what is slow to import, or changes what a machine must have: package -> modules that may import it, besides pipeline and cli
 HEAVY = {
     "torch": "models ladder training embedding reranker rerankers flag late lora losses probe",
-    "sentence_transformers": "models ladder training embedding reranker late lora losses probe",
+    "sentence_transformers": "models ladder training embedding reranker flag late lora losses probe",
     "transformers": "models training embedding reranker late lora losses tiers",
     "datasets": "data embedding reranker late lora losses",
     "accelerate": "training embedding reranker late lora losses",
