@@ -9,13 +9,14 @@ so that no query has a say in its own figure. (That of BM25 in the first stage i
 training runs all of its epochs. `late`, the fine-tuned model's tokens, is not trained. Each arm has a value for each dev query, averaged
 over its seeds, and is compared with the first stage and with `late`: paired, Holm, the seeds' spread in the interval as in seeds.py.
 The easy majority is no part of what a first stage returns. So each arm also ranks the right documents among nineteen drawn at random
-(`easy`), where `hard-only` and `easy-only` are compared with `labels`.
+(`easy`), where `hard-only`, `easy-only` and `known-answers` are compared with `labels`.
 
 An arm differs from `labels` in what its name says: ListNet over the judgements, four hard negatives of the first stage and four at
 random, from the bundled MiniLM with a fresh head. Those called `tokens` train the tokens of an embedding model for late interaction, with
-the batch's other answers and one hard negative. `flagembedding` is compared with `labels` too: the same rows and
-start, by FlagEmbedding's own trainer; a softmax over one right document of a query and its wrong ones, whole batches only, dropout of its
-own. Every finished training becomes one file under --work at once, and a second call goes on from there.
+the batch's other answers and one hard negative. `known-answers` take negatives only out of documents that are right for another training
+query. `flagembedding` has the same rows and start, by FlagEmbedding's own trainer; a softmax over one right document of a query and its
+wrong ones, whole batches only, dropout of its own. `RIVALS` are compared with each other too. Every
+finished training becomes one file under --work at once, and a second call goes on from there.
 --save writes assets/ablation.json; sets that were not asked for stay in it as they are.
 """
 import argparse
@@ -42,7 +43,7 @@ from rag_finetune.pairs import near_misses, paraphrases
 from rag_finetune.pipeline import (
     COMPARED, FEW, MANY, READ, Remembering, Rung, _both, _kept, blend, choose, judge, prepare, save_model, tier, tier_rungs, train_best,
 )
-from rag_finetune.reranker import FastScorer, LateInteraction, fine_tune_reranker, mixed_negatives, open_reranker, teach
+from rag_finetune.reranker import FastScorer, LateInteraction, fine_tune_reranker, known_answers, mixed_negatives, open_reranker, teach
 from rag_finetune.retrieval import bm25, dense, rerank
 from rag_finetune.synthetic import Page, as_dataset, made_offline
 from rag_finetune.verdict import compare_all, interval, sentence
@@ -61,6 +62,7 @@ class Arm(NamedTuple):
     hard: int = 4
     easy: int = 4
     margin: float | None = None # relative, of the hard ones
+    known: bool = False         # negatives only out of documents that are right for another training query
     start: str = "default"      # "default", "tuned" (the fine-tuned first stage's weights), "others" (other bundled sets first)
     more: str | None = None     # beside the labelled queries: "made-up queries", "paraphrases"; beside the negatives: "near misses"
     teacher: str | None = None  # whose scores are learnt instead of the labels: "first", "late"
@@ -76,8 +78,14 @@ ARMS = {
     "from-tuned-taught-by-late": Arm(start="tuned", teacher="late"),
     "from-tuned-made-up-queries-taught-by-late": Arm(start="tuned", teacher="late", more="made-up queries"),
     "tokens": Arm(TOKENS, 1, 0, start="tuned"), "tokens-of-base": Arm(TOKENS, 1, 0),
+    "known-answers": Arm(known=True), "tokens-known-answers": Arm(TOKENS, 1, 0, start="tuned", known=True),
+    "tokens-in-batch": Arm(TOKENS, 0, 0, start="tuned"),
     "tokens-made-up-queries": Arm(TOKENS, 1, 0, start="tuned", more="made-up queries"),
 }
+
+
+RIVALS = {"flagembedding": "labels", "known-answers": "labels", "tokens-known-answers": "tokens", "tokens-in-batch": "tokens"}
+EASY_RIVALS = {"hard-only": "labels", "easy-only": "labels", "known-answers": "labels"}   # on the easy majority
 
 
 def key(*told):
@@ -134,8 +142,9 @@ def rows_of(first, arm, seed):
         pages = {d: Page("", text, d) for d, text in train.corpus.items()}
         found, _ = as_dataset(pages, made_offline(pages, ("cloze", "keyphrases"), 2), "made")
         train = _both(train, replace(sample(found, min(2 * len(train.queries), len(found.queries))), corpus=train.corpus))
-    if arm.teacher: return train, None
-    negatives = mixed_negatives(train, first.run(train), arm.hard, arm.easy, seed=seed, relative_margin=arm.margin)
+    if arm.teacher or not arm.hard + arm.easy: return train, None
+    source = known_answers(train) if arm.known else train
+    negatives = mixed_negatives(source, first.run(source), arm.hard, arm.easy, seed=seed, relative_margin=arm.margin)
     if arm.more != "near misses": return train, negatives
     train, edited = near_misses(train, seed=seed)
     return train, {q: [*edited.get(q, ()), *docs] for q, docs in negatives.items()}
@@ -213,8 +222,8 @@ def table(first, found, late):
     def by_seed(what): return {name: [mean(one[what]) for one in runs] for name, runs in found.items()}
     pairs = [(name, other) for name in found for other in ("first stage", "late")] + [("late", "first stage")]
     values = {"first stage": ndcg(first.dev.qrels, first.on_dev, 10), "late": late, **of("values")}
-    if {"flagembedding", "labels"} <= found.keys(): pairs.append(("flagembedding", "labels"))
-    easy = [(f"{name}, easy", "labels, easy") for name in ("hard-only", "easy-only") if {name, "labels"} <= found.keys()]
+    pairs += [pair for pair in RIVALS.items() if {*pair} <= found.keys()]
+    easy = [(f"{name}, easy", f"{other}, easy") for name, other in EASY_RIVALS.items() if {name, other} <= found.keys()]
     def marked(values): return {f"{name}, easy": v for name, v in values.items()}
     def kept(one): return {k: v for k, v in one.items() if k not in ("values", "easy")}
     return {**figures_of(values, pairs, by_seed("values")), "easy": figures_of(marked(of("easy")), easy, marked(by_seed("easy"))),

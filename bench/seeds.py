@@ -4,9 +4,10 @@
     python bench/seeds.py --set NAME=PATH[,TRAIN_LIMIT] [--model FOLDER] [--epochs N]      # a set of your own
     python bench/seeds.py --reranker default --saved assets/second_tier.json --save        # with a second tier
 
-Each (set, seed) is one `rag_finetune.pipeline.run` in a process of its own. A finished run becomes one file under --work at once, and a
-second start skips what is there: a stop, whenever it comes, costs at most the epoch in progress. The files carry a digest of our code
-and of the settings in their names, so runs of other code are never mixed in.
+Each (set, seed) is one `rag_finetune.pipeline.run` in a process of its own. A finished run becomes one file in --values at once (under
+--work if that is not given), and a second start skips what is there: a stop, whenever it comes, costs at most the epoch in progress. The
+files carry a digest of our code and of the settings in their names, so runs of other code are never mixed in. They hold every query's
+values, so that another comparison needs no other run, on any machine.
 
 All seeds answer the same test queries, and each query's value is averaged over them. An interval has two parts, added as squares: the
 queries (bootstrap, as everywhere) and the seeds (Student's t on the means of the seeds, 4.3 times their standard error for three). A
@@ -21,6 +22,7 @@ under --work.
 --save writes assets/seeds.json; sets that were not asked for stay in it as they are.
 """
 import argparse
+import gzip
 import hashlib
 import json
 import os
@@ -70,6 +72,25 @@ def key(settings):
     return digest.hexdigest()[:10]
 
 
+def written(file, told):
+    "A finished run in one step and in few bytes: the queries once, their values to six digits."
+    queries = sorted({q for row in told["values"].values() for of in row.values() for q in of})
+    def column(of): return [round(of[q], 6) if q in of else None for q in queries]
+    short = {**told, "queries": queries, "values": {s: {m: column(of) for m, of in row.items()} for s, row in told["values"].items()}}
+    part = file.with_suffix(".part")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part.write_bytes(gzip.compress(json.dumps(short).encode(), mtime=0))
+    os.replace(part, file)
+
+
+def read(file):
+    "What `written` was told."
+    told = json.loads(gzip.decompress(file.read_bytes()))
+    queries = told.pop("queries")
+    def values(column): return {q: v for q, v in zip(queries, column, strict=True) if v is not None}
+    return told | {"values": {s: {m: values(column) for m, column in row.items()} for s, row in told["values"].items()}}
+
+
 def one(settings, seed, folder, file):
     "Run, or go on with a run that was stopped; then keep each query's values in one file."
     if not (folder / "results.json").is_file():
@@ -81,15 +102,16 @@ def one(settings, seed, folder, file):
     splits = prepare(read_any(settings["data"]).splits, settings["train_limit"], seed).splits
     learnt = _both(splits["train"], splits["dev"]) if results["dataset"]["dev_carved"] else splits["train"]
     parts = {name: sorted(part) for name, part in slices(learnt, splits["test"]).items()}
-    with atomic(file) as out: json.dump({"results": results, "values": systems, "slices": parts}, out)
+    told = {k: results[k] for k in ("dataset", "verdict", "second_tier", "settings", "environment", "resumed", "seconds")}
+    written(file, {"results": told, "values": systems, "slices": parts})
     for model in ("model", "reranker"): shutil.rmtree(folder / model, ignore_errors=True)   # 90 MB each; the same seed makes them again
 
 
-def run_all(name, settings, seeds, work):
+def run_all(name, settings, seeds, work, kept):
     "The file of each seed, made where it is not there."
-    files = {seed: work / f"{name}-{seed}-{key(settings)}.json" for seed in seeds}
+    files = {seed: kept / f"{name}-{seed}-{key(settings)}.json.gz" for seed in seeds}
     missing = [seed for seed, file in files.items() if not file.is_file()]
-    mark = work / f"{name}-{key(settings)}.uses.json"
+    mark = kept / f"{name}-{key(settings)}.uses.json"
     if missing and not mark.is_file():
         test = prepare(read_any(settings["data"]).splits, settings["train_limit"], 0).splits["test"]
         used = record_use(test, f"bench/seeds.py: one experiment of {len(seeds)} seeds on {name}", uses_file())
@@ -98,10 +120,10 @@ def run_all(name, settings, seeds, work):
     for seed in missing:
         file = files[seed]
         print(f"{name}, seed {seed} ...", flush=True)
-        start, told = time.monotonic(), json.dumps([settings, seed, str(file.with_suffix("")), str(file)])
+        start, told = time.monotonic(), json.dumps([settings, seed, str(work / f"{name}-{seed}-{key(settings)}"), str(file)])
         subprocess.run([sys.executable, __file__, "--one", told], env=env, check=True)
         print(f"{name}, seed {seed}: {time.monotonic() - start:.0f} s", flush=True)
-    return [json.loads(files[seed].read_text()) for seed in seeds], json.loads(mark.read_text())
+    return [read(files[seed]) for seed in seeds], json.loads(mark.read_text())
 
 
 # ---- the seeds together
@@ -201,7 +223,8 @@ def main(argv=None):
     parser.add_argument("--sets", help=f"some of {','.join(SETS)}; all of them if neither this nor --set is given")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=PATH[,LIMIT]", help="a set of your own; may be given again")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--work", type=Path, default=Path("bench-seeds"), help="where finished runs are kept")
+    parser.add_argument("--work", type=Path, default=Path("bench-seeds"), help="where runs in progress are")
+    parser.add_argument("--values", type=Path, help="where every query's values of finished runs are kept; --work if not given")
     parser.add_argument("--model", default="default")
     parser.add_argument("--epochs", type=int, help="at most so many, to try it out")
     parser.add_argument("--reranker", default="none", help="a second tier, as `rag-finetune run` takes it")
@@ -215,7 +238,7 @@ def main(argv=None):
     seeds, work = [int(s) for s in args.seeds.split(",")], args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     for name, settings in asked(args).items():
-        files, used = run_all(name, settings, seeds, work)
+        files, used = run_all(name, settings, seeds, work, (args.values or work).resolve())
         found = together(files, seeds) | {"test_uses": {**used, "how": f"{len(seeds)} seeds, one declared experiment, counted once"}}
         show(name, found)
         if not args.save: continue

@@ -699,6 +699,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'rag_finetune.reranker.int8_scorer': ('reranker.html#int8_scorer', 'rag_finetune/reranker.py'),
                                        'rag_finetune.reranker.is_multi_vector': ( 'reranker.html#is_multi_vector',
                                                                                   'rag_finetune/reranker.py'),
+                                       'rag_finetune.reranker.known_answers': ('reranker.html#known_answers', 'rag_finetune/reranker.py'),
                                        'rag_finetune.reranker.list_rows': ('reranker.html#list_rows', 'rag_finetune/reranker.py'),
                                        'rag_finetune.reranker.mixed_negatives': ( 'reranker.html#mixed_negatives',
                                                                                   'rag_finetune/reranker.py'),

@@ -98,7 +98,7 @@ def run(
         min=0, max=2**32 - 1, help="For every random choice; the same seed gives the same figures on one machine.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at anything that the checks find, before the training.")] = False,
     reranker: Annotated[str, typer.Option(
-        help="A second tier, fine-tuned too: 'default' (MiniLM, a fresh head), a folder, a hub name, 'late' (tokens); 'none'.")] = "none",
+        help="A second tier, fine-tuned too: 'default' (late interaction), 'fresh' (a new head), a folder, a hub name; 'none'.")] = "none",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped: its command, its --out, and this.")] = False,
 ) -> None:
     """Fine-tune an embedding model on DATA and say whether it beat the cheap alternatives.

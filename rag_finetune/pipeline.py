@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'STRENGTHS', 'ADAPTERS', 'SAYS', 'BLENDS', 'CHEAP_BLENDS', 'TUNED_BLENDS', 'CLASSIFIERS', 'FEW', 'MANY',
-           'SHARES', 'NO_RERANKER', 'LATE', 'READ', 'COMPARED', 'WEIGHTS', 'MANY_QUERIES', 'HARD', 'EASY', 'RANKS',
-           'METRICS', 'DECIDES', 'UNFINISHED', 'BEGUN', 'Prepared', 'prepare', 'warned', 'refuse', 'unused',
+           'SHARES', 'NO_RERANKER', 'LATE', 'FRESH', 'READ', 'COMPARED', 'WEIGHTS', 'MANY_QUERIES', 'HARD', 'EASY',
+           'RANKS', 'METRICS', 'DECIDES', 'UNFINISHED', 'BEGUN', 'Prepared', 'prepare', 'warned', 'refuse', 'unused',
            'token_counts', 'too_long', 'uses_file', 'record_use', 'Remembering', 'Rung', 'blend', 'why_no_classifier',
            'cheap_rungs', 'tuned_rungs', 'Choice', 'choose', 'answer', 'Recipe', 'judge', 'Trained', 'along',
            'train_best', 'RememberedPairs', 'Tier', 'tier', 'given_tiers', 'tier_rungs', 'joined', 'foremost', 'Tiers',
@@ -46,7 +46,7 @@ from .models import (
 from .negatives import fill, mine
 from .pairs import contradicting, squared_errors
 from .report import write_report
-from .reranker import FastScorer, LateInteraction, fine_tune_reranker, has_head, mixed_negatives, open_reranker
+from .reranker import FastScorer, LateInteraction, fine_tune_reranker, has_head, known_answers, mixed_negatives, open_reranker
 from .retrieval import bm25, dense, fuse, fuse_weighted, rerank
 from .synthetic import caveat
 from .tiers import latency, to_depth
@@ -387,7 +387,7 @@ def train_best(
     return Trained(model, recipe, curve.best, {r.name: c for r, _, c in found}, share, way)
 
 # %% ../nbs/90_pipeline.ipynb #16927aea
-NO_RERANKER, LATE = "none", "late"           # as a reranker's name; the second: the fine-tuned model's tokens, trained further
+NO_RERANKER, LATE, FRESH = "none", "late", "fresh"   # as a reranker's name; "late": the fine-tuned model's tokens, trained further
 READ, COMPARED = (20, 10, 5), (50, 20, 10)   # documents of a query that a cross-encoder reads, and whose tokens are compared
 WEIGHTS = (1., .8, .6, .4, .2)               # of the reranker, against the first stage
 
@@ -478,8 +478,10 @@ def train_reranker(
     checkpoints:Path|None=None    # a folder; what it holds is gone on with
 ) -> tuple[FastScorer|LateInteraction, Curve]:
     "A reranker for what the fine-tuned model returns."
+    known = known_answers(train)
     def first(data: Dataset) -> Run: return dense(data, tuned, tuned.key, k=RANKS)
-    def negatives(hard: int, easy: int) -> dict[str, list[str]]: return mixed_negatives(train, first(train), hard, easy, RANKS, seed)
+    def negatives(hard: int, easy: int) -> dict[str, list[str]]:
+        return fill(mixed_negatives(known, first(known), hard, easy, RANKS, seed), train, hard + easy, seed)
     told:dict[str, Any] = dict(run=first(dev) if dev else None, epochs=epochs, stop_after=stop_after, seed=seed,
                               checkpoints=checkpoints)
     if name == LATE:
@@ -701,10 +703,10 @@ def reranker_card(
     "The same of the saved reranker, which is judged behind a first stage."
     settings, made, second = (results[k] for k in ("settings", "environment", "second_tier"))
     k, weight = settings["tuned+reranker"]
-    start = "all-MiniLM-L6-v2 (embedded) with a fresh head" if settings["reranker"] == "default" else settings["reranker"]
-    mined = f"from the first {RANKS} documents of the fine-tuned embedding model"
+    start = "all-MiniLM-L6-v2 (embedded) with a fresh head" if settings["reranker"] == FRESH else settings["reranker"]
+    mined = f"from the first {RANKS} that the fine-tuned embedding model returns of the documents that are right for another query,"
     taught = f"{start}, fine-tuned by rag_finetune {made['rag_finetune']}: ListNet over the judged documents, {HARD} negatives {mined} " \
-        f"and {EASY} at random for each query"
+        f"and {EASY} of them at random for each query"
     if settings["reranker"] == LATE:
         taught = f"The tokens of the fine-tuned embedding model beside it, trained on by rag_finetune {made['rag_finetune']} for late " \
             f"interaction, with the batch's other answers and one negative for each query, {mined} where there is one; " \
@@ -865,19 +867,19 @@ def run(
     worth:float=.01,             # a difference in nDCG@10 smaller than this is not worth the cost
     seed:int=0,                  # for every random choice
     strict:bool=False,           # stop at anything that the checks find, before the training
-    reranker:str=NO_RERANKER,    # a second tier: "default" (a fresh head), a folder, a hub name, "late" (its own tokens); "none"
+    reranker:str=NO_RERANKER,    # a second tier: "late" (its tokens; "default" too), "fresh" (a new head), a folder, a hub name; "none"
     resume:bool=False            # go on with the run that was stopped in `out`; everything else must be as it was
 ) -> dict[str, Any]:  # as in results.json
     "The whole job: choose on dev, refit, measure once on test, write everything into `out`."
-    clock = Clock()
+    clock, reranker = Clock(), LATE if reranker == "default" else str(reranker)
     told = {"data": str(data), "model": str(model), "train_limit": train_limit, "epochs": epochs, "worth": worth, "seed": seed,
-            "reranker": str(reranker)}
+            "reranker": reranker}
     folder = new_folder(out, told if resume else None)
     checkpoints = folder / UNFINISHED
     try:
         with clock("prepare the data"): (splits, carved, warnings, found), base = opened(data, model, train_limit, seed, strict)
         train, dev, test = (splits[s] for s in ("train", "dev", "test"))
-        second = None if reranker == NO_RERANKER else SecondTier(str(reranker), base, seed, checkpoints)
+        second = None if reranker == NO_RERANKER else SecondTier("default" if reranker == FRESH else reranker, base, seed, checkpoints)
         no_classes = why_no_classifier(train, dev)
         with clock("cheap rungs on dev"):
             cheap = choose(cheap_rungs(train, dev, base, no_classes is None, seed), CHEAP_BLENDS, dev.qrels, {})
@@ -934,7 +936,7 @@ def run(
         "checks": [asdict(f) for f in found], "test_uses": uses,
         **figures, "forgetting": forgotten, "second_tier": doubled, "skipped": skipped,
         "settings": {**settings, "recipe": trained.recipe.name, "epochs": trained.epochs, "lr": trained.recipe.lr,
-                     "share": trained.share, "reranker": str(reranker),
+                     "share": trained.share, "reranker": reranker,
                      "reranker epochs": second.curve.best if second else None, "seed": seed, "train_limit": train_limit, "worth": worth},
         "environment": environment(model, base.model), "resumed": resume, "seconds": dict(clock.seconds)}
     with clock("report"):

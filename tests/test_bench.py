@@ -41,7 +41,7 @@ def made(tmp_path_factory):
         begun.mkdir(parents=True)
         (begun / "left over").touch()
         seeds.main([*asked, "--seeds", "0"])
-        first = {f: f.stat().st_mtime_ns for f in work.glob("tiny-0-*.json")}
+        first = {f: f.stat().st_mtime_ns for f in work.glob("tiny-0-*.json.gz")}
         asked += ["--seeds", "0,1"]
         seeds.main(asked)
         yield folder, asked, first, json.loads((folder / "seeds.json").read_text())["sets"]["tiny"]
@@ -65,13 +65,26 @@ def test_what_is_done_is_not_done_again_and_the_test_is_used_once(made, capsys):
     assert len(first) == 1 and {f: f.stat().st_mtime_ns for f in first} == first       # untouched when the second seed came
     uses = (folder / "uses.jsonl").read_text().splitlines()
     assert len(uses) == 1 and "bench/seeds.py: one experiment" in json.loads(uses[0])["about"] and found["test_uses"]["count"] == 1
-    next((folder / "work").glob("tiny-1-*.json")).unlink()    # stopped after the run, before its file was written
+    next((folder / "work").glob("tiny-1-*.json.gz")).unlink()    # stopped after the run, before its file was written
     seeds.main(asked)
     said = capsys.readouterr().out
     assert "seed 0 ..." not in said and "seed 1 ..." in said and "Verdict: " in said
     assert (folder / "uses.jsonl").read_text().splitlines() == uses
     again = json.loads((folder / "seeds.json").read_text())["sets"]["tiny"]
     assert again["systems"] == found["systems"] and again["by_seed"] == found["by_seed"]
+
+
+def test_finished_runs_are_enough_on_another_machine(made, tmp_path, capsys):
+    folder, asked, *_, found = made
+    values = tmp_path / "values"
+    values.mkdir()
+    for file in (folder / "work").glob("tiny-*.*"): shutil.copy(file, values)
+    seeds.main([*asked[:asked.index("--work")], "--work", str(tmp_path / "empty"), "--values", str(values), "--seeds", "0,1",
+                "--save", "--saved", str(tmp_path / "again.json")])
+    assert " ..." not in capsys.readouterr().out and not [*(tmp_path / "empty").iterdir()]
+    again = json.loads((tmp_path / "again.json").read_text())["sets"]["tiny"]
+    assert again["systems"] == found["systems"] and again["test_uses"] == found["test_uses"]
+    assert str(folder / "work") not in json.dumps([seeds.read(file) for file in values.glob("*.gz")])
 
 
 def test_other_settings_and_other_code_are_other_runs(monkeypatch, tmp_path):

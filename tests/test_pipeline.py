@@ -417,7 +417,7 @@ def test_the_reranker_says_what_it_is(made, doubled):
 
 def test_trained_tokens_are_a_second_tier_too(made, tmp_path):
     folder, splits, model, _ = made
-    results = run(folder / "data", tmp_path / "out", str(model), epochs=1, reranker="late")
+    results = run(folder / "data", tmp_path / "out", str(model), epochs=1, reranker="default")
     assert {"base+late", "tuned+late", "base+reranker", "bm25+reranker", "tuned+reranker"} <= set(results["systems"])
     assert results["skipped"] == {} and results["settings"]["reranker"] == "late" and results["settings"]["reranker epochs"] in (0, 1, 2)
     many, one = open_multi_vector(tmp_path / "out" / "reranker", "cpu"), open_encoder(tmp_path / "out" / "model", "cpu")

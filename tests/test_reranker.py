@@ -1,6 +1,7 @@
 "What a user relies on with a reranker: opened safely, scored as the libraries score, trained on what the first stage returns."
 import json
 import shutil
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -23,7 +24,7 @@ from rag_finetune.models import FastEncoder, fingerprint, open_encoder
 from rag_finetune.pairs import contradicting
 from rag_finetune.reranker import (
     RERANKER_LOSSES, FastScorer, LateInteraction, QuestionAnswerEvaluator, fine_tune_reranker, has_head, int8_scorer, list_rows,
-    mixed_negatives, open_reranker, reranked_score, reranker_rows_and_loss, teach,
+    known_answers, mixed_negatives, open_reranker, reranked_score, reranker_rows_and_loss, teach,
 )
 from rag_finetune.retrieval import dense, rerank
 
@@ -315,6 +316,26 @@ def test_hard_negatives_alone_make_it_worse_on_the_easy_majority(folder, data, r
         fine_tune_reranker(model, data, None, None, mixed_negatives(data, run, hard, easy, last=3), epochs=8, lr=3e-3)
         return reranked_score(FastScorer(model), data, {q: dict.fromkeys(data.corpus, 0.) for q in data.queries}, K)
     assert trained(1, 1) > trained(2, 0)
+
+
+def test_known_answers_are_documents_that_are_right_elsewhere():
+    data = Dataset({d: f"the {d}" for d in "abcd"}, {"q": "one", "r": "two", "s": "three"}, {"q": {"b": 1, "c": 0}, "r": {"a": 2, "b": -1}})
+    known = known_answers(data)
+    assert [*known.corpus] == ["b", "a"] and known.queries == data.queries
+    assert {q: known.positives(q) for q in known.queries} == {"q": ["b"], "r": ["a"], "s": []}
+
+
+def test_negatives_that_are_never_right_teach_that_new_documents_are_wrong(folder, data):
+    "The other things are in the corpus, as a library has texts that no training query needs."
+    def part(things):
+        queries = [q for q in data.queries if {*data.positives(q)} <= {*things}]
+        return replace(data, queries={q: data.queries[q] for q in queries}, qrels={q: data.qrels[q] for q in queries})
+    train, new = part([*data.corpus][:4]), part([*data.corpus][4:])
+    def on_new(source):
+        model = open_reranker(folder, "cpu")
+        fine_tune_reranker(model, train, negatives=mixed_negatives(source, {}, 0, 3), epochs=6, lr=3e-3)
+        return reranked_score(FastScorer(model), new, {q: dict.fromkeys(data.corpus, 0.) for q in new.queries}, K)
+    assert on_new(train) < on_new(known_answers(train)) - .03
 
 
 def test_mistakes_are_told_before_any_training(folder, data, run, negatives):
