@@ -17,7 +17,7 @@ the batch's other answers and one hard negative. `known-answers` take negatives 
 query. `flagembedding` has the same rows and start, by FlagEmbedding's own trainer; a softmax over one right document of a query and its
 wrong ones, whole batches only, dropout of its own. `RIVALS` are compared with each other too. Every
 finished training becomes one file under --work at once, and a second call goes on from there.
---save writes assets/ablation.json; sets that were not asked for stay in it as they are.
+--save writes assets/ablation.json; sets and seeds that were not asked for stay in it as they are.
 """
 import argparse
 import hashlib
@@ -39,11 +39,12 @@ from rag_finetune.flag import train_flag
 from rag_finetune.late import fine_tune_late
 from rag_finetune.metrics import ndcg, recall
 from rag_finetune.models import open_encoder
+from rag_finetune.negatives import known_answers
 from rag_finetune.pairs import near_misses, paraphrases
 from rag_finetune.pipeline import (
     COMPARED, FEW, MANY, READ, Remembering, Rung, _both, _kept, blend, choose, judge, prepare, save_model, tier, tier_rungs, train_best,
 )
-from rag_finetune.reranker import FastScorer, LateInteraction, fine_tune_reranker, known_answers, mixed_negatives, open_reranker, teach
+from rag_finetune.reranker import FastScorer, LateInteraction, fine_tune_reranker, mixed_negatives, open_reranker, teach
 from rag_finetune.retrieval import bm25, dense, rerank
 from rag_finetune.synthetic import Page, as_dataset, made_offline
 from rag_finetune.verdict import compare_all, interval, sentence
@@ -260,10 +261,11 @@ def main(argv=None):
                 found.setdefault(arm, []).append(json.loads(file.read_text()))
                 print(f"{name}, {arm}, seed {seed}: {mean(found[arm][-1]['values']):.3f}", flush=True)
         told = {"train": len(first.train.queries), "dev": len(first.dev.queries), "epochs": args.epochs, "tokens": args.tokens,
-                "seeds": args.seeds, f"recall@{READ[0]}": ceiling.as_dict(), "machine": machine(), **table(first, found, late)}
+                "seeds": args.seeds, f"recall@{READ[0]}": ceiling.as_dict(), "machine": machine(),
+                "code": first.key, **table(first, found, late)}
         if not args.save: continue
         saved = json.loads(args.saved.read_text()) if args.saved.is_file() else {}
-        with atomic(args.saved) as out: json.dump({**saved, name: told}, out, indent=1)
+        with atomic(args.saved) as out: json.dump({**saved, f"{name}, seeds {args.seeds}": told}, out, indent=1)
 
 
 if __name__ == "__main__": main()

@@ -43,10 +43,10 @@ from .late import fine_tune_late, multi_vector
 from .metrics import evaluate, ndcg, recall, reciprocal_rank
 from .models import (
     FastEncoder, _is_plain, best_dtype, encode_documents, encode_queries, fingerprint, model_folder, open_encoder)
-from .negatives import fill, mine
+from .negatives import fill, known_answers, mine
 from .pairs import contradicting, squared_errors
 from .report import write_report
-from .reranker import FastScorer, LateInteraction, fine_tune_reranker, has_head, known_answers, mixed_negatives, open_reranker
+from .reranker import FastScorer, LateInteraction, fine_tune_reranker, has_head, mixed_negatives, open_reranker
 from .retrieval import bm25, dense, fuse, fuse_weighted, rerank
 from .synthetic import caveat
 from .tiers import latency, to_depth
@@ -360,10 +360,11 @@ def _fine_tune(
     negatives = None
     log.info("recipe: %s", recipe.name)
     if recipe.mined:
-        negatives, dropped = mine(train, dense(train, base, base.key), last=30, relative_margin=.05, per_query=recipe.mined, seed=seed)
+        known = known_answers(train)
+        negatives, dropped = mine(known, dense(known, base, base.key), last=30, relative_margin=.05, per_query=recipe.mined, seed=seed)
         enough = sum(len(found) == recipe.mined for found in negatives.values())
         log.info("mined negatives for %d of %d queries, random ones for the others; dropped by rule: %s", enough, len(negatives), dropped)
-        negatives = fill(negatives, train, recipe.mined, seed)
+        negatives = fill(fill(negatives, known, recipe.mined, seed), train, recipe.mined, seed)
     model = open_encoder(name)
     return model, fine_tune(model, train, dev, recipe.objective, negatives, recipe.epochs, stop_after, recipe.lr, known=base, seed=seed,
                             checkpoints=checkpoints)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['log', 'KEPT', 'ACTIVATIONS', 'Scored', 'LONGEST', 'RERANKER_LOSSES', 'SHARP', 'LateInteraction', 'has_head',
            'open_reranker', 'is_multi_vector', 'open_multi_vector', 'FastScorer', 'int8_scorer', 'mixed_negatives',
-           'known_answers', 'list_rows', 'teach', 'reranker_rows_and_loss', 'reranked_score', 'fine_tune_reranker',
+           'list_rows', 'teach', 'reranker_rows_and_loss', 'reranked_score', 'fine_tune_reranker',
            'QuestionAnswerEvaluator']
 
 # %% ../nbs/11_reranker.ipynb #acda44c3
 import copy, logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -296,13 +296,6 @@ def mixed_negatives(
     asked:dict[str, list[str]] = {q: [] for q in train.queries if train.positives(q)}
     if hard: asked |= mine(train, run, last=last, per_query=hard, seed=seed, relative_margin=relative_margin)[0]
     return fill(asked, train, hard + easy, seed)
-
-def known_answers(
-    train:Dataset  # labelled queries
-) -> Dataset:  # the same queries, over the documents that are right for some of them
-    "Negatives out of these are right elsewhere, so a reranker must read both texts; it cannot learn which documents are never right."
-    right = {q: {d: train.qrels[q][d] for d in train.positives(q)} for q in train.queries}
-    return replace(train, corpus={d: train.corpus[d] for d in dict.fromkeys(d for docs in right.values() for d in docs)}, qrels=right)
 
 # %% ../nbs/11_reranker.ipynb #10c68b15
 LONGEST = 32   # documents of a list: each is a pass through the model that a step keeps in memory

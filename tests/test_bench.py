@@ -137,7 +137,7 @@ def test_an_ablation_has_each_arm_with_interval_and_goes_on_where_it_was(tmp_pat
     done = {f: f.stat().st_mtime_ns for f in (tmp_path / "work").glob("tiny-labels-*.json")}
     ablation.main([*asked, "--arms", arms])
     assert len(done) == 2 and all(f.stat().st_mtime_ns == at for f, at in done.items())
-    found = json.loads((tmp_path / "ablation.json").read_text())["tiny"]
+    found = json.loads((tmp_path / "ablation.json").read_text())["tiny, seeds 0,1"]
     assert {*found["arms"]} == {"first stage", "late", *arms.split(",")} and (found["train"], found["dev"]) == (20, 14)
     for name, figure in found["arms"].items():
         assert figure["low"] <= figure["mean"] <= figure["high"] and figure["n"] == 14

@@ -21,10 +21,11 @@ from rag_finetune.embedding import batches, fit
 from rag_finetune.lora import add_adapter, head, load_adapter, merge, save_adapter
 from rag_finetune.losses import judged_rows
 from rag_finetune.models import FastEncoder, fingerprint, open_encoder
+from rag_finetune.negatives import known_answers
 from rag_finetune.pairs import contradicting
 from rag_finetune.reranker import (
     RERANKER_LOSSES, FastScorer, LateInteraction, QuestionAnswerEvaluator, fine_tune_reranker, has_head, int8_scorer, list_rows,
-    known_answers, mixed_negatives, open_reranker, reranked_score, reranker_rows_and_loss, teach,
+    mixed_negatives, open_reranker, reranked_score, reranker_rows_and_loss, teach,
 )
 from rag_finetune.retrieval import dense, rerank
 
