@@ -4,6 +4,7 @@
     python bench/negatives.py rate     [--samples 300]
     python bench/negatives.py judge    [--samples 300]
     python bench/negatives.py policies [--seeds 0,1,2] [--train 480] [--work FOLDER]
+    python bench/negatives.py known    [--seeds 0,1,2] [--work FOLDER]
 
 Each part puts what it found under its name into assets/negatives.json and leaves the others alone.
 
@@ -30,6 +31,10 @@ no false one or only such.
 one is told), with one negative each, mined from the best 20: as mined, without the false ones, with those relabelled and mined again, with
 a margin, a random one, none. nDCG@10 on dev's transactions, searched in those; means over the seeds, compared query by query. FOLDER keeps
 each training, so that a run that was stopped goes on.
+
+`known`: the model fine-tuned on the handbook as the main job does it (in-batch, two epochs), with one negative each from the best 30 of the
+whole corpus, or of the documents that are right for another training question, or none. nDCG@10 on dev, whose questions are about other
+chapters; means over the seeds with their spread in the intervals.
 """
 import argparse
 import json
@@ -50,7 +55,7 @@ import numpy as np
 
 from rag_finetune.core import Dataset
 from rag_finetune.data import atomic, load, sample
-from rag_finetune.negatives import corrected, false_negatives, fill, mine, rate, relabelled, without
+from rag_finetune.negatives import corrected, false_negatives, fill, known_answers, mine, rate, relabelled, without
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "assets" / "negatives.json"
@@ -303,6 +308,15 @@ def policies_of(train, run, seed):
             "relabel": (more, filled(mine(more, run, last=20, per_query=1, seed=seed)[0], more))}, whole.qrels
 
 
+def kept(work, name, make):
+    "A dictionary from the folder, made if it is not there."
+    path = work / f"{name.replace(' ', '_')}.json"
+    if not path.exists():
+        value = make()
+        with atomic(path) as file: file.write(json.dumps(value))
+    return json.loads(path.read_text())
+
+
 def policies(args):
     from rag_finetune.embedding import fine_tune
     from rag_finetune.models import FastEncoder, open_encoder
@@ -311,16 +325,9 @@ def policies(args):
     splits, seeds, work = load("transactions"), [int(s) for s in args.seeds.split(",")], Path(args.work)
     train, dev = sample(splits["train"], args.train, seed=0), splits["dev"]
     work.mkdir(parents=True, exist_ok=True)
-    def kept(name, make):
-        "A dictionary from the folder, made if it is not there."
-        path = work / f"{name.replace(' ', '_')}.json"
-        if not path.exists():
-            value = make()
-            with atomic(path) as file: file.write(json.dumps(value))
-        return json.loads(path.read_text())
     def searched(): return dense(Dataset(train.queries, train.queries, {}), FastEncoder(open_encoder()), k=101)
-    run = {q: {d: s for d, s in docs.items() if d != q} for q, docs in kept("run", searched).items()}
-    values, about = {"untuned": kept("untuned", lambda: dev_values(train, dev, FastEncoder(open_encoder())))}, {}
+    run = {q: {d: s for d, s in docs.items() if d != q} for q, docs in kept(work, "run", searched).items()}
+    values, about = {"untuned": kept(work, "untuned", lambda: dev_values(train, dev, FastEncoder(open_encoder())))}, {}
     for seed in seeds:
         made_of, qrels = policies_of(train, run, seed)
         for name, (data, negatives) in made_of.items():
@@ -329,7 +336,7 @@ def policies(args):
                 curve = fine_tune(model, data, None, "in-batch", negatives, epochs=1, lr=5e-5, seed=seed)
                 print(f"{name}, seed {seed}: {curve.steps} steps in {curve.seconds:.0f} s", flush=True)
                 return {"steps": curve.steps, "values": dev_values(train, dev, FastEncoder(model))}
-            found = kept(f"{name} {seed}", trained)
+            found = kept(work, f"{name} {seed}", trained)
             values[f"{name} {seed}"] = found["values"]
             false = statistics.mean(false_negatives(negatives, qrels).values()) if negatives else 0.
             rows_of = sum(len(data.positives(q)) for q in data.queries)
@@ -350,10 +357,46 @@ def policies(args):
     return rows
 
 
+# ---- known answers
+
+def known(args):
+    from seeds import claim, widened
+
+    from rag_finetune.embedding import fine_tune
+    from rag_finetune.metrics import ndcg
+    from rag_finetune.models import FastEncoder, open_encoder
+    from rag_finetune.retrieval import dense
+    from rag_finetune.verdict import compare_all, interval
+    splits, seeds, work = load("handbook"), [int(s) for s in args.seeds.split(",")], Path(args.work)
+    train, dev, base = splits["train"], splits["dev"], FastEncoder(open_encoder())
+    work.mkdir(parents=True, exist_ok=True)
+    sources = {"whole corpus": train, "known answers": known_answers(train)}
+    runs = {name: dense(data, base) for name, data in sources.items()}
+    def of(name, seed):
+        mined = mine(sources[name], runs[name], last=30, relative_margin=.05, per_query=1, seed=seed)[0]
+        return fill(fill(mined, sources[name], 1, seed), train, 1, seed)
+    def trained(name, seed):
+        model = open_encoder()
+        fine_tune(model, train, None, "in-batch", of(name, seed) if name in sources else None, epochs=2, lr=1e-4, seed=seed)
+        return ndcg(dev.qrels, dense(dev, FastEncoder(model), k=10), 10)
+    values = {"untuned": [ndcg(dev.qrels, dense(dev, base, k=10), 10)]}
+    for name in (*sources, "in-batch alone"):
+        values[name] = [kept(work, f"known {name} {seed}", lambda name=name, seed=seed: trained(name, seed)) for seed in seeds]
+        print(name, [round(statistics.mean(v.values()), 4) for v in values[name]], flush=True)
+    means = {name: {q: statistics.mean(v[q] for v in found) for q in found[0]} for name, found in values.items()}
+    by_seed = {name: [statistics.mean(v.values()) for v in found] for name, found in values.items()}
+    pairs = [("known answers", "whole corpus"), ("known answers", "in-batch alone"), ("in-batch alone", "whole corpus"),
+             ("known answers", "untuned"), ("whole corpus", "untuned")]
+    def luck(c): return [x - y for x, y in zip(by_seed[c.a], by_seed[c.b] if len(by_seed[c.b]) > 1 else by_seed[c.b] * len(seeds))]
+    compared = [widened(c, luck(c), -1.) for c in compare_all(means, pairs, "nDCG@10")]
+    return [{"negatives": name, "nDCG@10": interval(v).as_dict(), "by seed": by_seed[name]} for name, v in means.items()] + [
+        {**c.as_dict(), "verdict": claim(c, .01)} for c in compared]
+
+
 def main():
     if sys.argv[1:2] == ["one"]: return one(*sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["speed", "rate", "judge", "policies"])
+    parser.add_argument("part", choices=["speed", "rate", "judge", "policies", "known"])
     parser.add_argument("--sizes", default="1000,10000,100000")
     parser.add_argument("--encoded", default="500")
     parser.add_argument("--rounds", type=int, default=1)
@@ -362,7 +405,7 @@ def main():
     parser.add_argument("--train", type=int, default=480)
     parser.add_argument("--work", default=os.path.join(tempfile.gettempdir(), "rag_finetune-policies"))
     args = parser.parse_args()
-    found = {"speed": speed, "rate": measured, "judge": erring, "policies": policies}[args.part](args)
+    found = {"speed": speed, "rate": measured, "judge": erring, "policies": policies, "known": known}[args.part](args)
     words = [a for a, before in zip(sys.argv[1:], sys.argv) if "--work" not in (a, before)]
     return save(args.part, found, words)
 
