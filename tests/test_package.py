@@ -1,5 +1,6 @@
 "The package as a whole: what may import what, metadata, lint and types, the wheel, and what must not stand in the repository."
 import ast
+import gzip
 import json
 import os
 import re
@@ -162,7 +163,8 @@ def tracked():
     for name in filter(None, names):
         path = ROOT / name
         if path.suffix in (".png", ".svg", ".npz", ".safetensors") or not path.is_file(): continue
-        yield name, path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        yield name, (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
 
 MACHINE = re.compile(r"(?<![\w.:/])/(?:work|root|home|Users|opt|mnt|tmp)/\w[^\s\"'`)]*")
 
