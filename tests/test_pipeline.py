@@ -415,6 +415,15 @@ def test_the_reranker_says_what_it_is(made, doubled):
     assert any(alone in line and behind in line for line in card.splitlines() if line.startswith("| nDCG@10"))
 
 
+def test_a_fresh_head_is_asked_for_by_name(made, doubled, tmp_path, monkeypatch):
+    folder, _, model, _ = made
+    def opened(name, *_): raise DataError(f"opened {name}")
+    monkeypatch.setattr(pipeline, "open_reranker", opened)
+    with pytest.raises(DataError, match="opened default"): run(folder / "data", tmp_path / "out", str(model), reranker="fresh")
+    card = pipeline.reranker_card({**doubled, "settings": {**doubled["settings"], "reranker": "fresh"}})
+    assert "all-MiniLM-L6-v2 (embedded) with a fresh head" in card
+
+
 def test_trained_tokens_are_a_second_tier_too(made, tmp_path):
     folder, splits, model, _ = made
     results = run(folder / "data", tmp_path / "out", str(model), epochs=1, reranker="default")
