@@ -6,6 +6,8 @@ ARGS ?=
 # CPU=1 takes torch from PyTorch's own index, without the CUDA packages (what it needs comes from the usual index later)
 CPU ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# what pip leaves uncompiled is compiled once, at its first import; with this set, as container images have it, at every one
+unexport PYTHONDONTWRITEBYTECODE
 
 PY := $(VENV)/bin/python
 TORCH := $(if $(CPU),--no-deps --index-url https://download.pytorch.org/whl/cpu) $(shell grep '^torch==' constraints.txt)
