@@ -226,3 +226,9 @@ def test_the_wheel_runs_the_main_job_in_another_folder(installed, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert {"base", "bm25", "tuned"} <= results["systems"].keys()
     assert results["verdict"]["decision"] in {"better", "worse", "no_difference", "not_enough"}
+
+def test_make_leaves_the_interpreter_its_bytecode():
+    "Pip compiles nothing here; where no bytecode may be written, each process would compile all that it imports, 15 s of it."
+    shown = subprocess.run(["make", "--eval", 'shown:; @echo "$${PYTHONDONTWRITEBYTECODE-not set}"', "shown"], cwd=ROOT, check=True,
+                           env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True).stdout
+    assert shown == "not set\n"
