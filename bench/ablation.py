@@ -85,7 +85,8 @@ ARMS = {
 }
 
 
-RIVALS = {"flagembedding": "labels", "known-answers": "labels", "tokens-known-answers": "tokens", "tokens-in-batch": "tokens"}
+RIVALS = {"flagembedding": "labels", "known-answers": "labels", "tokens": "labels", "tokens-known-answers": "tokens",
+          "tokens-in-batch": "tokens"}
 EASY_RIVALS = {"hard-only": "labels", "easy-only": "labels", "known-answers": "labels"}   # on the easy majority
 
 

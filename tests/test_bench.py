@@ -143,7 +143,7 @@ def test_an_ablation_has_each_arm_with_interval_and_goes_on_where_it_was(tmp_pat
         assert figure["low"] <= figure["mean"] <= figure["high"] and figure["n"] == 14
         if figure["by_seed"]: assert figure["mean"] == pytest.approx(sum(figure["by_seed"]) / 2), name
     assert {(c["a"], c["b"]) for c in found["comparisons"]} == {(a, b) for a in arms.split(",") for b in ("first stage", "late")} | {
-        ("late", "first stage"), ("flagembedding", "labels")}
+        ("late", "first stage"), ("flagembedding", "labels"), ("tokens", "labels")}
     easy = found["easy"]
     assert {*easy["arms"]} == {f"{a}, easy" for a in arms.split(",")}
     assert [(c["a"], c["b"]) for c in easy["comparisons"]] == [("hard-only, easy", "labels, easy")]
