@@ -229,6 +229,6 @@ def test_the_wheel_runs_the_main_job_in_another_folder(installed, tmp_path):
 
 def test_make_leaves_the_interpreter_its_bytecode():
     "Pip compiles nothing here; where no bytecode may be written, each process would compile all that it imports, 15 s of it."
-    shown = subprocess.run(["make", "--eval", 'shown:; @echo "$${PYTHONDONTWRITEBYTECODE-not set}"', "shown"], cwd=ROOT, check=True,
-                           env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True).stdout
+    shown = subprocess.run(["make", "--no-print-directory", "--eval", 'shown:; @echo "$${PYTHONDONTWRITEBYTECODE-not set}"', "shown"],
+                           cwd=ROOT, check=True, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True).stdout
     assert shown == "not set\n"
