@@ -9,11 +9,12 @@ so that no query has a say in its own figure. (That of BM25 in the first stage i
 training runs all of its epochs. `late`, the fine-tuned model's tokens, is not trained. Each arm has a value for each dev query, averaged
 over its seeds, and is compared with the first stage and with `late`: paired, Holm, the seeds' spread in the interval as in seeds.py.
 The easy majority is no part of what a first stage returns. So each arm also ranks the right documents among nineteen drawn at random
-(`easy`), where `hard-only`, `easy-only` and `known-answers` are compared with `labels`.
+(`easy`), where `EASY_RIVALS` are compared.
 
-An arm differs from `labels` in what its name says: ListNet over the judgements, four hard negatives of the first stage and four at
-random, from the bundled MiniLM with a fresh head. Those called `tokens` train the tokens of an embedding model for late interaction, with
-the batch's other answers and one hard negative. `known-answers` take negatives only out of documents that are right for another training
+An arm differs from `known-answers` in what its name says: ListNet over the judgements, four hard negatives of the first stage and four at
+random, out of the documents that are right for another training query, from the bundled MiniLM with a fresh head. `labels` takes them out
+of the whole corpus. Those called `tokens` train the tokens of an embedding model for late interaction, with the batch's other answers and
+one hard negative, out of the whole corpus unless `known-answers` is in the name. With `made-up-queries` every document is right for some
 query. `flagembedding` has the same rows and start, by FlagEmbedding's own trainer; a softmax over one right document of a query and its
 wrong ones, whole batches only, dropout of its own. `RIVALS` are compared with each other too. Every
 finished training becomes one file under --work at once, and a second call goes on from there.
@@ -63,14 +64,14 @@ class Arm(NamedTuple):
     hard: int = 4
     easy: int = 4
     margin: float | None = None # relative, of the hard ones
-    known: bool = False         # negatives only out of documents that are right for another training query
+    known: bool = True          # negatives only out of documents that are right for another training query
     start: str = "default"      # "default", "tuned" (the fine-tuned first stage's weights), "others" (other bundled sets first)
     more: str | None = None     # beside the labelled queries: "made-up queries", "paraphrases"; beside the negatives: "near misses"
     teacher: str | None = None  # whose scores are learnt instead of the labels: "first", "late"
 
 
 ARMS = {
-    "labels": Arm(), "hard-only": Arm(hard=8, easy=0), "easy-only": Arm(hard=0, easy=8),
+    "known-answers": Arm(), "labels": Arm(known=False), "hard-only": Arm(hard=8, easy=0), "easy-only": Arm(hard=0, easy=8),
     "cross-entropy": Arm(loss="BinaryCrossEntropyLoss"), "in-batch": Arm(loss="MultipleNegativesRankingLoss"),
     "lambda": Arm(loss="LambdaLoss"), "flagembedding": Arm(loss=FLAG),
     "margin": Arm(margin=.05), "near-misses": Arm(hard=3, more="near misses"), "paraphrases": Arm(more="paraphrases"),
@@ -78,16 +79,16 @@ ARMS = {
     "taught-by-first": Arm(teacher="first"), "taught-by-late": Arm(teacher="late"),
     "from-tuned-taught-by-late": Arm(start="tuned", teacher="late"),
     "from-tuned-made-up-queries-taught-by-late": Arm(start="tuned", teacher="late", more="made-up queries"),
-    "tokens": Arm(TOKENS, 1, 0, start="tuned"), "tokens-of-base": Arm(TOKENS, 1, 0),
-    "known-answers": Arm(known=True), "tokens-known-answers": Arm(TOKENS, 1, 0, start="tuned", known=True),
-    "tokens-in-batch": Arm(TOKENS, 0, 0, start="tuned"),
+    "tokens": Arm(TOKENS, 1, 0, start="tuned", known=False), "tokens-of-base": Arm(TOKENS, 1, 0, known=False),
+    "tokens-known-answers": Arm(TOKENS, 1, 0, start="tuned"), "tokens-in-batch": Arm(TOKENS, 0, 0, start="tuned", known=False),
     "tokens-made-up-queries": Arm(TOKENS, 1, 0, start="tuned", more="made-up queries"),
 }
 
 
-RIVALS = {"flagembedding": "labels", "known-answers": "labels", "tokens": "labels", "tokens-known-answers": "tokens",
-          "tokens-in-batch": "tokens"}
-EASY_RIVALS = {"hard-only": "labels", "easy-only": "labels", "known-answers": "labels"}   # on the easy majority
+CARRIES = ("from-tuned", "other-sets-first", "made-up-queries", "taught-by-first", "flagembedding")
+RIVALS = {**dict.fromkeys(CARRIES, "known-answers"), "known-answers": "labels", "tokens": "labels", "tokens-known-answers": "tokens",
+          "tokens-in-batch": "tokens", "tokens-made-up-queries": "tokens-known-answers"}
+EASY_RIVALS = {"hard-only": "known-answers", "easy-only": "known-answers", "known-answers": "labels"}   # on the easy majority
 
 
 def key(*told):

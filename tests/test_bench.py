@@ -129,7 +129,8 @@ def test_two_tiers_are_what_each_seed_chose_against_its_own_single_tier():
 
 def test_an_ablation_has_each_arm_with_interval_and_goes_on_where_it_was(tmp_path, capsys):
     write_beir(split(tiny_data(things=5, per_thing=12), {"train": .4, "dev": .3, "test": .3}, 0), tmp_path / "data")
-    arms = "labels,hard-only,near-misses,made-up-queries,paraphrases,from-tuned-taught-by-late,taught-by-first,tokens,flagembedding"
+    arms = ("known-answers,labels,hard-only,near-misses,made-up-queries,paraphrases,from-tuned-taught-by-late,taught-by-first,tokens,"
+            "flagembedding")
     asked = ["--set", f"tiny={tmp_path / 'data'}", "--model", str(tiny_model(tmp_path / "tiny")), "--seeds", "0,1", "--epochs", "1",
              "--train", "20", "--dev", "14", "--tokens", "16", "--work", str(tmp_path / "work"), "--save", "--saved",
              str(tmp_path / "ablation.json")]
@@ -143,10 +144,12 @@ def test_an_ablation_has_each_arm_with_interval_and_goes_on_where_it_was(tmp_pat
         assert figure["low"] <= figure["mean"] <= figure["high"] and figure["n"] == 14
         if figure["by_seed"]: assert figure["mean"] == pytest.approx(sum(figure["by_seed"]) / 2), name
     assert {(c["a"], c["b"]) for c in found["comparisons"]} == {(a, b) for a in arms.split(",") for b in ("first stage", "late")} | {
-        ("late", "first stage"), ("flagembedding", "labels"), ("tokens", "labels")}
+        ("late", "first stage"), ("known-answers", "labels"), ("tokens", "labels"),
+        *((a, "known-answers") for a in ("flagembedding", "made-up-queries", "taught-by-first"))}
     easy = found["easy"]
     assert {*easy["arms"]} == {f"{a}, easy" for a in arms.split(",")}
-    assert [(c["a"], c["b"]) for c in easy["comparisons"]] == [("hard-only, easy", "labels, easy")]
+    assert [(c["a"], c["b"]) for c in easy["comparisons"]] == [
+        ("hard-only, easy", "known-answers, easy"), ("known-answers, easy", "labels, easy")]
 
 
 def test_a_querys_own_half_has_no_say_in_its_depth_and_weight():
