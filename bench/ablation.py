@@ -56,6 +56,7 @@ CODE_READ = b"".join((ROOT / "rag_finetune" / f"{m}.py").read_bytes() for m in (
 
 
 TOKENS, FLAG = "tokens", "FlagEmbedding"
+TRAINING = {"train": 256, "dev": 120, "epochs": 2, "tokens": 160}   # queries of both splits, at most
 
 
 class Arm(NamedTuple):
@@ -240,8 +241,7 @@ def main(argv=None):
     parser.add_argument("--model", default="default")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="0,1,2")
-    for option, default in {"train": 256, "dev": 120, "epochs": 2, "tokens": 160}.items():
-        parser.add_argument(f"--{option}", type=int, default=default)
+    for option, default in TRAINING.items(): parser.add_argument(f"--{option}", type=int, default=default)
     parser.add_argument("--work", type=Path, default=Path("bench-ablation"))
     parser.add_argument("--save", action="store_true", help="write assets/ablation.json")
     parser.add_argument("--saved", type=Path, default=SAVED, help="where --save writes")

@@ -10,9 +10,9 @@ those of one processor core (`time.process_time`), with one thread: what the res
 and cores that it shares. `bytes` is what lies in memory for the sections.
 
 Quality is nDCG@10 of each dev question. The first stage is MiniLM as it comes, or as the main job fine-tunes it. Behind it stand its own
-tokens as they are, its tokens trained (`tokens` in bench/ablation.py), or a cross-encoder trained (`labels` there), alone and half and half
-with the first stage. Both trainings read all of train for two epochs, with one seed and without dev, which chose nothing but the first
-stage's recipe. An untrained cross-encoder has no quality. The trainings go on where they were stopped.
+tokens as they are, its tokens trained (`tokens-known-answers` in bench/ablation.py), or a cross-encoder trained (`known-answers` there),
+alone and half and half with the first stage. The trainings are the ablation's, of one seed, and made once for both; dev chose nothing but
+the first stage's recipe. An untrained cross-encoder has no quality.
 """
 import argparse
 import json
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from ablation import First, trained
+from ablation import TRAINING, First, trained
 from losses import machine
 
 from rag_finetune.data import atomic, load, sample
@@ -62,12 +62,12 @@ def costs(args):
 
 def qualities(args):
     "nDCG@10 of each dev question, in the dataset's order."
-    args.train = args.dev = 10**9   # all
     tuned = First("handbook", {"data": "handbook", "train_limit": None, "model": "default"}, args)
     dev, base = tuned.dev, Remembering(open_encoder())
     stages = {"base": dense(dev, base, base.key, k=max(DEPTHS)), "tuned": dense(dev, tuned.tuned, tuned.tuned.key, k=max(DEPTHS))}
     own = {"base": LateInteraction(base.model), "tuned": tuned.late}
-    made = {name: trained(tuned, arm, 0, args)[0] for name, arm in (("trained tokens", "tokens"), ("trained cross-encoder", "labels"))}
+    made = {name: trained(tuned, arm, 0, args)[0] for name, arm in (("trained tokens", "tokens-known-answers"),
+                                                                            ("trained cross-encoder", "known-answers"))}
     rows = []
     def note(run, **told):
         values = ndcg(dev.qrels, run, 10)
@@ -89,8 +89,7 @@ def main(argv=None):
     parser.add_argument("--questions", type=int, default=7, help="for the ways that read documents, the first for warming up; four times "
                         "as many for the others")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=2, help="of the rerankers")
-    parser.add_argument("--tokens", type=int, default=160, help="that they read in training")
+    for option, default in TRAINING.items(): parser.add_argument(f"--{option}", type=int, default=default, help="as in the ablation")
     parser.add_argument("--work", type=Path, default=Path("bench-ablation"))
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
@@ -98,8 +97,8 @@ def main(argv=None):
     saved = json.loads(args.out.read_text()) if args.out.is_file() else {}
     for part, measure in (("cost", costs), ("quality", qualities)):
         if args.only not in (None, part): continue
-        given = {"questions": args.questions, "rounds": args.rounds} if part == "cost" else {"epochs": args.epochs, "tokens": args.tokens}
-        command = " ".join(["OMP_NUM_THREADS=1 python bench/tiers.py --only", part, *(f"--{k} {v}" for k, v in given.items())])
+        given = ("questions", "rounds") if part == "cost" else TRAINING
+        command = " ".join(["OMP_NUM_THREADS=1 python bench/tiers.py --only", part, *(f"--{k} {getattr(args, k)}" for k in given)])
         found = {"command": command, "machine": machine(), **measure(args)}
         saved |= found if part == "cost" else {"quality": found}
         with atomic(args.out) as file: file.write(json.dumps(saved, indent=1) + "\n")
