@@ -19,7 +19,7 @@ from scipy.special import expit
 
 from .core import DataError, Dataset, PairScorer, Run, text_key
 from .data import near_texts
-from .negatives import Pair, _answering, fill, mine, without
+from .negatives import Pair, _answering, fill, known_answers, mine, without
 from .synthetic import Call, Ledger, Send, ask
 
 # %% ../nbs/16_pairs.ipynb #4f3c5896
@@ -39,13 +39,15 @@ def contradicting(
     run:Run|None=None, # any stage's, for half of them: those that look right; all at random if None
     seed:int=0
 ) -> dict[str, list[str]]:  # query id -> document ids; fewer where the corpus has no more
-    "Wrong answers for each question, none of them right for an equal question, equal to a right one, or nearly so."
-    never, asked = nearly_right(dataset), [q for q in dataset.queries if dataset.positives(q)]
+    "Wrong answers for each question, right for others where these suffice; none right for an equal question, or equal to a right one, or nearly."
+    never, known, asked = nearly_right(dataset), known_answers(dataset), [q for q in dataset.queries if dataset.positives(q)]
     if not asked: raise DataError(f"{dataset.name}: no question has an answer")
-    hard = mine(dataset, run, last=30, per_query=per_query, seed=seed)[0] if run else {}
+    among = {q: {d: s for d, s in scores.items() if d in known.corpus} for q, scores in (run or {}).items()}
+    hard = mine(known, among, last=30, per_query=per_query, seed=seed)[0]
     more = random.Random(seed)   # of an odd number half of the questions have one more hard answer
     kept = {q: docs[:(per_query + more.randint(0, 1)) // 2] for q, docs in without(hard, never).items()}
-    return fill({q: kept.get(q, []) for q in asked}, dataset, per_query, seed, never)
+    elsewhere = fill({q: kept[q] for q in asked}, known, per_query, seed, {(q, d) for q, d in never if d in known.corpus})
+    return fill(elsewhere, dataset, per_query, seed, never)
 
 # %% ../nbs/16_pairs.ipynb #e5d88dfb
 def squared_errors(

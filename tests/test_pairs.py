@@ -47,6 +47,15 @@ def test_half_of_the_wrong_answers_look_right():
     assert sum(one[q] != other[q] for q in looks_right) > .5 * len(looks_right)
 
 
+def test_a_wrong_answer_is_right_elsewhere_as_long_as_there_are_any():
+    data = load("handbook")["train"]
+    right = {d for q in data.queries for d in data.positives(q)}
+    for run in (None, bm25(data)):
+        assert {d for docs in contradicting(data, 2, run).values() for d in docs} <= right < {*data.corpus}
+    few = Dataset({"a": "x", "b": "y", "c": "z"}, {"q": "w"}, {"q": {"a": 1}}, "few")
+    assert {*contradicting(few, 2, bm25(few))["q"]} == {"b", "c"}   # nothing else is right
+
+
 def test_questions_without_answers_are_told():
     with pytest.raises(DataError, match="faq: no question has an answer"): contradicting(Dataset({"a": "x"}, {"q": "y"}, {}, "faq"))
 
