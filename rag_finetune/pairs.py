@@ -39,8 +39,8 @@ def contradicting(
     run:Run|None=None, # any stage's, for half of them: those that look right; all at random if None
     seed:int=0
 ) -> dict[str, list[str]]:  # query id -> document ids; fewer where the corpus has no more
-    "Wrong answers for each question, right for others where these suffice; none right for an equal question, or equal to a right one, or nearly."
-    never, known, asked = nearly_right(dataset), known_answers(dataset), [q for q in dataset.queries if dataset.positives(q)]
+    "Wrong answers for each question, right for others if these suffice; none right for an equal question, or nearly equal to a right one."
+    asked, never, known = [q for q in dataset.queries if dataset.positives(q)], nearly_right(dataset), known_answers(dataset)
     if not asked: raise DataError(f"{dataset.name}: no question has an answer")
     among = {q: {d: s for d, s in scores.items() if d in known.corpus} for q, scores in (run or {}).items()}
     hard = mine(known, among, last=30, per_query=per_query, seed=seed)[0]
