@@ -5,8 +5,9 @@ fine-tuned in full and with adapters on the same rows. Saved in assets/rerankers
     OMP_NUM_THREADS=1 python bench/rerankers.py --train 128 --epochs 1   # a first look
     python bench/rerankers.py --train 0 mine=FOLDER theirs=owner/name    # rerankers that are there already
 
-Dev is asked, and nothing is chosen by it: each training runs all of its epochs. Negatives and learning rates are the main job's, and
-`lora.LR`. Each training and each reranker has a process of its own, so that none finds memory that another one left.
+Dev is asked, and nothing is chosen by it: each training runs all of its epochs. Negatives are drawn as the main job draws them, behind the
+model as it came; learning rates are the main job's, and `lora.LR`. Each training and each reranker has a process of its own, so that none
+finds memory that another one left.
 """
 import argparse
 import json
@@ -24,11 +25,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from rag_finetune.core import Dataset
-from rag_finetune.data import load
+from rag_finetune.data import load, sample
 from rag_finetune.lora import LR, add_adapter, merge
 from rag_finetune.metrics import ndcg
 from rag_finetune.models import FastEncoder, open_encoder
+from rag_finetune.negatives import known_answers
 from rag_finetune.pipeline import EASY, HARD, RANKS
 from rag_finetune.reranker import LateInteraction, fine_tune_reranker, mixed_negatives, open_reranker
 from rag_finetune.rerankers import FIRST, SideBySide, compare_rerankers, peak_growth
@@ -37,12 +38,6 @@ from rag_finetune.verdict import compare_all, decide, sentence, table
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL_LR = 1e-4   # as `fine_tune_reranker`
-
-
-def first(dataset, n):
-    "The first `n` queries."
-    kept = list(dataset.queries)[:n]
-    return Dataset(dataset.corpus, {q: dataset.queries[q] for q in kept}, {q: dataset.qrels[q] for q in kept}, dataset.name)
 
 
 def trained(train, negatives, adapter, epochs, folder):
@@ -86,12 +81,14 @@ def main(argv=None):
     parser.add_argument("--saved", type=Path, default=ROOT / "assets" / "rerankers.json")
     args = parser.parse_args(argv)
     splits, model = load(args.set), open_encoder()
-    train, dev, encoder = first(splits["train"], args.train), splits["dev"], FastEncoder(model)
+    train, dev, encoder = splits["train"], splits["dev"], FastEncoder(model)
+    if args.train: train = sample(train, args.train)
     scorers, run = {"tokens": None, **dict(one.split("=", 1) for one in args.rerankers)}, dense(dev, encoder, k=50)
     training = {}
     with TemporaryDirectory() as folder:
-        if train.queries:
-            negatives = mixed_negatives(train, dense(train, encoder, k=RANKS), HARD, EASY, RANKS)
+        if args.train != 0:
+            known = known_answers(train)
+            negatives = mixed_negatives(known, dense(known, encoder, k=RANKS), HARD, EASY, RANKS)
             for name, adapter in (("full", False), ("adapters", True)):
                 training[name] = alone(trained, train, negatives, adapter, args.epochs, Path(folder, name))
                 print(name, training[name], flush=True)
@@ -107,7 +104,8 @@ def main(argv=None):
     print(found, *said, sep="\n")
     command = shlex.join(["python", "bench/rerankers.py", *(sys.argv[1:] if argv is None else argv)])
     args.saved.write_text(json.dumps({
-        "command": command, "machine": machine(), "set": args.set, "queries": len(dev.queries), "train": len(train.queries), "k": args.k,
+        "command": command, "machine": machine(), "set": args.set, "queries": len(dev.queries),
+        "train": len(train.queries) if training else 0, "k": args.k,
         "table": str(found).splitlines(), "said": said, "training": training,
         "figures": {s: {m: i.as_dict() for m, i in row.items()} for s, row in found.figures.items()},
         "comparisons": [asdict(c) for c in [*found.comparisons, *both]],
