@@ -101,7 +101,7 @@ def main(argv=None):
         command = " ".join(["OMP_NUM_THREADS=1 python bench/tiers.py --only", part, *(f"--{k} {getattr(args, k)}" for k in given)])
         found = {"command": command, "machine": machine(), **measure(args)}
         saved |= found if part == "cost" else {"quality": found}
-        with atomic(args.out) as file: file.write(json.dumps(saved, indent=1) + "\n")
+        with atomic(args.out) as file: file.write(json.dumps(saved) + "\n")
 
 
 if __name__ == "__main__": main()
