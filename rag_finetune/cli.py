@@ -130,7 +130,7 @@ def entail(
     out: Annotated[Path, typer.Option(help="A new folder for everything that comes out.")],
     reranker: Annotated[str, typer.Option(
         help="What is trained: 'default' (MiniLM with a fresh head), a folder, or a hub name.")] = "default",
-    epochs: Annotated[int, typer.Option(min=1, help="Train at most so many passes.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Train at most so many passes; dev says when to stop.")] = 10,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents of BM25 that are put in order.")] = 10,
     worth: Annotated[float, typer.Option(min=0, max=1, help="A smaller difference is not worth the cost.")] = .01,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="For every random choice.")] = 0,

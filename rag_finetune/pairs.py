@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MONTHS', 'DAYS', 'DATE', 'NUMBER', 'NAME', 'MAY', 'DATED', 'LOOSE', 'KINDS', 'FILLERS', 'ASKING', 'WAYS',
-           'nearly_right', 'contradicting', 'squared_errors', 'near_misses', 'paraphrases', 'Paraphrases',
-           'paraphrase_call', 'paraphrased_by_llm']
+           'nearly_right', 'contradicting', 'right_and_wrong', 'pair_scores', 'squared_errors', 'near_misses',
+           'paraphrases', 'Paraphrases', 'paraphrase_call', 'paraphrased_by_llm']
 
 # %% ../nbs/16_pairs.ipynb #4d3b1aa4
 import random, re
@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import numpy as np
 from pydantic import BaseModel, Field
-from scipy.special import expit
 
 from .core import DataError, Dataset, PairScorer, Run, text_key
 from .data import near_texts
@@ -50,17 +49,28 @@ def contradicting(
     return fill(elsewhere, dataset, per_query, seed, never)
 
 # %% ../nbs/16_pairs.ipynb #e5d88dfb
-def squared_errors(
-    scorer:PairScorer,                     # whose logits are turned into probabilities, as they come
+def right_and_wrong(
     dataset:Dataset,                       # questions and their answers
     wrong:Mapping[str, Sequence[str]]      # query id -> document ids, from `contradicting`
+) -> list[tuple[str, str, float]]:  # query id, document id, 1 where it answers and 0 where it does not
+    "The pairs of which a yes or a no is wanted."
+    return [(q, d, label) for q, docs in wrong.items() for label, those in ((1., dataset.positives(q)), (0., docs)) for d in those]
+
+def pair_scores(
+    scorer:PairScorer,
+    dataset:Dataset,
+    pairs:Sequence[tuple[str, str, float]]  # from `right_and_wrong`
+) -> np.ndarray:  # (n_pairs,) as the scorer says them: a reranker's are logits
+    "What a scorer says of each pair."
+    return np.asarray(scorer.predict([(dataset.queries[q], dataset.corpus[d]) for q, d, _ in pairs]), dtype=float) if pairs else np.zeros(0)
+
+def squared_errors(
+    pairs:Sequence[tuple[str, str, float]],  # from `right_and_wrong`
+    probabilities:Sequence[float]|np.ndarray # (n_pairs,) of entailment, such as the logistic function of a reranker's logits
 ) -> dict[str, float]:  # query id -> mean squared error over its pairs, in [0, 1]
     "How far the probability of entailment is from 1 for right answers and from 0 for wrong ones (Brier score)."
-    rows = [(q, d, label) for q, docs in wrong.items() for label, those in ((1., dataset.positives(q)), (0., docs)) for d in those]
-    if not rows: return {}
-    said = expit(np.asarray(scorer.predict([(dataset.queries[q], dataset.corpus[d]) for q, d, _ in rows]), dtype=float))
     found:dict[str, list[float]] = {}
-    for (q, _, label), p in zip(rows, said, strict=True): found.setdefault(q, []).append((p - label) ** 2)
+    for (q, _, label), p in zip(pairs, probabilities, strict=True): found.setdefault(q, []).append((p - label) ** 2)
     return {q: float(np.mean(errors)) for q, errors in found.items()}
 
 # %% ../nbs/16_pairs.ipynb #8a55d80b

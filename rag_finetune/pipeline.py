@@ -44,12 +44,12 @@ from .metrics import evaluate, ndcg, recall, reciprocal_rank
 from .models import (
     FastEncoder, _is_plain, best_dtype, encode_documents, encode_queries, fingerprint, model_folder, open_encoder)
 from .negatives import fill, known_answers, mine
-from .pairs import contradicting, squared_errors
+from .pairs import contradicting, pair_scores, right_and_wrong, squared_errors
 from .report import write_report
 from .reranker import FastScorer, LateInteraction, fine_tune_reranker, has_head, mixed_negatives, open_reranker
 from .retrieval import bm25, dense, fuse, fuse_weighted, rerank
 from .synthetic import caveat
-from .tiers import latency, to_depth
+from .tiers import Calibration, calibrate, head_of, into_head, latency, to_depth
 from .training import interpolated
 from .verdict import Comparison, compare, compare_all, decide, interval, sentence, table
 
@@ -951,26 +951,25 @@ def run(
     return results
 
 # %% ../nbs/90_pipeline.ipynb #97976b31
-def _kinds(
-    scorer:PairScorer, data:Dataset, wrong:Mapping[str, Sequence[str]]  # questions, their answers, and answers of other questions
-) -> list[dict[str, Any]]:  # question, answer, kind, probability: of entailment
-    "Every pair with what it is and what the reranker says it is."
-    found = [(data.queries[q], data.corpus[d], kind) for q, docs in wrong.items()
-             for kind, those in (("entailment", data.positives(q)), ("contradiction", docs)) for d in those]
-    said = expit(np.asarray(scorer.predict([(q, d) for q, d, _ in found]), dtype=float))
-    return [{"question": q, "answer": d, "kind": kind, "probability": round(float(p), 4)} for (q, d, kind), p in zip(found, said)]
+def _untrained(
+    data:Dataset, pairs:Sequence[tuple[str, str, float]]  # of its queries and documents
+) -> dict[str, np.ndarray]:  # "bm25" and "base" -> (n_pairs,) scores
+    "What BM25 and the cosine of the bundled model, as it comes, say of each pair."
+    words, base = bm25(data, k=len(data.corpus)), FastEncoder(open_encoder("default"))
+    queries, docs = base.encode_query([data.queries[q] for q, _, _ in pairs]), base.encode_document([data.corpus[d] for _, d, _ in pairs])
+    return {"bm25": np.array([words[q].get(d, 0.) for q, d, _ in pairs]), "base": (queries * docs).sum(axis=1)}
 
 def entail(
     data:str|Path,            # a table of questions and answers, or anything that `run` takes
     out:str|Path,             # a new folder
     reranker:str="default",   # what is trained, as `open_reranker` takes it
-    epochs:int=3,             # at most; dev says when to stop
+    epochs:int=10,            # at most; dev says when to stop
     k:int=10,                 # of BM25's documents that are put in order
     worth:float=.01,          # a smaller difference is not worth the cost
     seed:int=0,               # for every random choice
     resume:bool=False         # go on with what was stopped in `out`; everything else must be as it was
 ) -> dict[str, Any]:  # as in results.json
-    "Train a reranker to tell answers from other answers; measure it once on test; write model, predictions.csv and results.json."
+    "Train a reranker to tell answers from others, calibrate it on dev, measure it once on test; write model, predictions and results."
     clock, told = Clock(), {"data": str(data), "reranker": str(reranker), "epochs": epochs, "k": k, "worth": worth, "seed": seed}
     folder = new_folder(out, told if resume else None)
     try:
@@ -978,7 +977,9 @@ def entail(
             given = read_any(data)
             splits, _, warnings, _ = prepare(given.splits, None, seed, given.negatives)
             wrong = {name: contradicting(part, 1, bm25(part), seed) for name, part in splits.items()}
+            dev_pairs, test_pairs = (right_and_wrong(splits[s], wrong[s]) for s in ("dev", "test"))
         model = open_reranker(reranker, seed=seed)
+        head_of(model)
     except BaseException:
         if not resume: folder.rmdir()  # nothing is in it yet
         raise
@@ -986,29 +987,44 @@ def entail(
     train, dev, test = (splits[s] for s in ("train", "dev", "test"))
     (folder / UNFINISHED).mkdir(exist_ok=True)
     with atomic(folder / UNFINISHED / BEGUN) as file: json.dump(told, file)
+    labels = np.array([label for *_, label in dev_pairs])
+    def curve_of(scorer: PairScorer) -> tuple[Calibration, float]:  # fitted on dev, and how near it comes there
+        logits = pair_scores(scorer, dev, dev_pairs)
+        curve = calibrate(logits, labels)
+        return curve, 1 - (float(np.mean((curve(logits) - labels) ** 2)) if curve.numbers[0] > 0 else .25)
     with clock("fine-tune, dev choosing"):
-        curve = fine_tune_reranker(model, train, dev, bm25(dev), wrong["train"], "BinaryCrossEntropyLoss", k=k, epochs=epochs, seed=seed,
-                                   checkpoints=folder / UNFINISHED / "reranker")
+        trained = fine_tune_reranker(model, train, dev, None, wrong["train"], "BinaryCrossEntropyLoss", score=lambda s: curve_of(s)[1],
+                                     epochs=epochs, seed=seed, checkpoints=folder / UNFINISHED / "reranker")
+        curve = curve_of(FastScorer(model))[0]
+        slope = curve.numbers[0]
+        if slope > 0: into_head(model, curve)
+        else: log.warning("dev's right answers score no higher than its wrong ones: the reranker has learnt nothing, and stays as it is")
+        cheap = {name: calibrate(scores, labels) for name, scores in _untrained(dev, dev_pairs).items()}
     save_model(model, folder / "reranker")
     uses = record_use(test, f"{reranker}, {folder}", uses_file())
     if (uses["count"] or 0) > 1: log.warning("this test split was used %d times, this run included; a second dev by now", uses["count"])
     with clock("test, once"):
-        scorer, words = RememberedPairs(FastScorer(model)), bm25(test)
-        close = {q: 1 - e for q, e in squared_errors(scorer, test, wrong["test"]).items()}
-        runs = {"bm25": words, "bm25+reranker": to_depth(words, rerank(test, words, scorer, k), k)}
+        scorer, words, base = RememberedPairs(FastScorer(model)), bm25(test), FastEncoder(open_encoder("default"))
+        said = {name: cheap[name](scores) for name, scores in _untrained(test, test_pairs).items()}
+        said["reranker"] = expit(pair_scores(scorer, test, test_pairs))
+        errors = {name: squared_errors(test_pairs, p) for name, p in said.items()}
+        runs = {"bm25": words, "base": dense(test, base, k=10), "bm25+reranker": to_depth(words, rerank(test, words, scorer, k), k)}
         ranks = {s: ndcg(test.qrels, r, 10) for s, r in runs.items()}
-        kinds = _kinds(scorer, test, wrong["test"])
-    against = [compare(close, dict.fromkeys(close, .75), "the reranker", "saying one half", "1 - squared error", seed),
-               compare(ranks["bm25+reranker"], ranks["bm25"], "bm25+reranker", "bm25", DECIDES, seed)]
+    close = {"saying one half": dict.fromkeys(errors["reranker"], .75), **{s: {q: 1 - x for q, x in v.items()} for s, v in errors.items()}}
+    against = [*compare_all(close, [("reranker", s) for s in ("saying one half", "bm25", "base")], "1 - squared error", seed),
+               *compare_all(ranks, [("bm25+reranker", s) for s in ("bm25", "base")], DECIDES, seed)]
+    kinds = [{"question": test.queries[q], "answer": test.corpus[d], "kind": "entailment" if label else "contradiction",
+              "probability": round(float(p), 4)} for (q, d, label), p in zip(test_pairs, said["reranker"])]
     results = {
         "dataset": {"name": test.name, "fingerprint": {s: d.fingerprint for s, d in splits.items()}, "documents": len(test.corpus),
                     **{s: len(d.queries) for s, d in splits.items()}, "warnings": warnings}, "test_uses": uses,
-        "systems": {"squared error": interval({q: 1 - c for q, c in close.items()}, seed).as_dict(),
+        "systems": {**{f"{s} squared error": interval(v, seed).as_dict() for s, v in errors.items()},
                     **{f"{s} {DECIDES}": interval(v, seed).as_dict() for s, v in ranks.items()}},
-        "share right": {kind: float(np.mean([(p["probability"] > .5) == (kind == "entailment") for p in kinds if p["kind"] == kind]))
-                        for kind in ("entailment", "contradiction")},
+        "share right": {kind: float(np.mean([(p > .5) == label for (*_, label), p in zip(test_pairs, said["reranker"]) if label == wanted]))
+                        for wanted, kind in ((1, "entailment"), (0, "contradiction"))},
         "comparisons": [c.as_dict() for c in against], "sentences": [sentence(c, decide(c, worth), worth) for c in against],
-        "settings": {**told, "epochs kept": curve.best}, "resumed": resume, "seconds": dict(clock.seconds),
+        "settings": {**told, "epochs kept": trained.best, "calibration": curve.numbers if slope > 0 else None},
+        "resumed": resume, "seconds": dict(clock.seconds),
         "environment": {"processor": processor(), "cores": os.cpu_count(), "rag_finetune": version("rag_finetune")}}
     with atomic(folder / "predictions.csv") as file:
         csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows([list(kinds[0]), *(p.values() for p in kinds)])

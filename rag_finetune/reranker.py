@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from scipy.special import expit
 from sentence_transformers import CrossEncoder, MultiVectorEncoder, SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.cross_encoder.losses import (
@@ -36,7 +37,7 @@ from rag_finetune.models import (
     _rounded, _unpadded, best_device, best_dtype, model_folder, token_batches,
 )
 from .negatives import fill, mine
-from .pairs import squared_errors
+from .pairs import pair_scores, right_and_wrong, squared_errors
 from .retrieval import rerank
 from .training import Kept, check_memory, processes
 
@@ -467,6 +468,7 @@ def fine_tune_reranker(
     negatives:Mapping[str, Sequence[str]]|None=None,  # query id -> documents that do not answer it, as `mixed_negatives` returns them
     loss:str="ListNetLoss",                           # a key of `RERANKER_LOSSES`
     k:int=50,                                         # documents of each dev query that are reranked
+    score:Callable[[PairScorer], float]|None=None,    # of the model on dev, higher is better; None: nDCG@10 of what is reranked
     epochs:int=3,                                     # passes over the rows that the learning rate is planned for
     stop_after:int|None=None,                         # stop after so many epochs, to repeat what dev chose
     lr:float=1e-4,                                    # peak learning rate
@@ -478,9 +480,10 @@ def fine_tune_reranker(
 ) -> Curve:
     "Fine-tune a cross-encoder on what the first stage returns, stopping where dev says so."
     rows, made = reranker_rows_and_loss(loss, model, train, negatives)
-    if dev is not None and run is None: raise DataError("dev needs `run`, the first stage's run of the dev queries, which is reranked")
-    judges:dict[str, Any] = {} if dev is None else dict(
-        score=lambda: reranked_score(FastScorer(model), dev, cast(Run, run), k), dev=f"{dev.fingerprint} {k}")
+    if dev is not None and run is None and score is None:
+        raise DataError("dev needs `run`, the first stage's run of the dev queries, which is reranked")
+    judge = score or (lambda scorer: reranked_score(scorer, cast(Dataset, dev), cast(Run, run), k))
+    judges:dict[str, Any] = {} if dev is None else dict(score=lambda: judge(FastScorer(model)), dev=f"{dev.fingerprint} {k}")
     _pairs_fit(model, rows, made, batch_size, tokens, Kept(dev is not None, checkpoints is not None))
     return fit(model, rows, made, epochs=epochs, stop_after=stop_after, lr=lr, batch_size=batch_size, tokens=tokens, seed=seed,
                checkpoints=checkpoints, every=every, **judges)
@@ -501,6 +504,7 @@ class QuestionAnswerEvaluator(BaseEvaluator):
 
     def __call__(self, model:Any, output_path:str|None=None, epoch:int=-1, steps:int=-1) -> dict[str, float]:
         scorer = FastScorer(model)
-        errors = squared_errors(scorer, self.dataset, self.wrong)
+        pairs = right_and_wrong(self.dataset, self.wrong)
+        errors = squared_errors(pairs, expit(pair_scores(scorer, self.dataset, pairs)))
         found = evaluate(self.dataset.qrels, rerank(self.dataset, self.run, scorer, self.k), ("accuracy@1", "MRR@10", "nDCG@10"))
         return {"mean squared error": float(np.mean([*errors.values()])), **{m: float(np.mean([*v.values()])) for m, v in found.items()}}

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from rag_finetune.core import DataError, Dataset, text_key
 from rag_finetune.data import load
-from rag_finetune.pairs import contradicting, near_misses, nearly_right, paraphrased_by_llm, paraphrases, squared_errors
+from rag_finetune.pairs import (
+    contradicting, near_misses, nearly_right, pair_scores, paraphrased_by_llm, paraphrases, right_and_wrong, squared_errors,
+)
 from rag_finetune.retrieval import bm25
 from rag_finetune.synthetic import Ledger, sender
 
@@ -71,9 +73,13 @@ class Oracle:
 def test_squared_errors_are_those_of_probabilities():
     data = asked_and_answered()
     said = {t: {"a": 0., "c": 4., "d": -4.}.get(d, 9.) for d, t in data.corpus.items()}
-    found = squared_errors(Oracle(said), data, {"q1": ["c"], "q3": ["d"]})
+    pairs = right_and_wrong(data, {"q1": ["c"], "q3": ["d"]})
+    assert pairs == [("q1", "a", 1), ("q1", "c", 0), ("q3", "c", 1), ("q3", "d", 0)]
+    logits = pair_scores(Oracle(said), data, pairs)
+    assert list(logits) == [0, 4, 4, -4] and list(pair_scores(Oracle(said), data, [])) == []
     p = 1 / (1 + np.exp(-4))
-    assert found == pytest.approx({"q1": (.25 + p ** 2) / 2, "q3": (1 - p) ** 2}) and squared_errors(Oracle(said), data, {}) == {}
+    assert squared_errors(pairs, 1 / (1 + np.exp(-logits))) == pytest.approx({"q1": (.25 + p ** 2) / 2, "q3": (1 - p) ** 2})
+    assert squared_errors([], []) == {}
 
 
 # near misses

@@ -21,8 +21,9 @@ from rag_finetune.pipeline import (
     BLENDS, CHEAP_BLENDS, FEW, MANY, METRICS, TUNED_BLENDS, RememberedPairs, Remembering, Rung, answer, blend, changed_queries, choose,
     comparisons, entail, judge, new_folder, not_taught, prepare, query_map, run, separation, slices, why_no_classifier, _both,
 )
-from rag_finetune.retrieval import dense, rerank
-from rag_finetune.tiers import to_depth
+from rag_finetune.pairs import contradicting, pair_scores, right_and_wrong
+from rag_finetune.retrieval import bm25, dense, rerank
+from rag_finetune.tiers import Calibration, calibrate, head_of, to_depth
 from rag_finetune.training import interpolated
 from rag_finetune.verdict import compare
 
@@ -455,9 +456,30 @@ def test_both_kinds_are_predicted_as_the_saved_model_says(made, tmp_path):
     right = {(test.queries[q], test.corpus[d]) for q in test.queries for d in test.positives(q)}
     assert all(((r["question"], r["answer"]) in right) == (r["kind"] == "entailment") for r in rows) and len(rows) == 2 * len(right)
     error = np.mean([(float(r["probability"]) - (r["kind"] == "entailment")) ** 2 for r in rows])
-    assert results["systems"]["squared error"]["mean"] == pytest.approx(error, abs=1e-4)
-    assert [(c["a"], c["b"]) for c in results["comparisons"]] == [("the reranker", "saying one half"), ("bm25+reranker", "bm25")]
+    assert results["systems"]["reranker squared error"]["mean"] == pytest.approx(error, abs=1e-4)
+    assert [(c["a"], c["b"]) for c in results["comparisons"]] == [
+        ("reranker", "saying one half"), ("reranker", "bm25"), ("reranker", "base"), ("bm25+reranker", "bm25"), ("bm25+reranker", "base")]
     assert results["comparisons"][0]["difference"] == pytest.approx(.25 - error, abs=1e-4) and not (tmp_path / "out" / "training").exists()
+    assert 0 < results["systems"]["base squared error"]["mean"] < .25 and results["systems"]["bm25 squared error"]["mean"] < .25
+
+
+def test_the_probability_of_a_saved_reranker_is_calibrated_on_dev(made, tmp_path):
+    folder, splits, model, _ = made
+    dev, start = splits["dev"], open_reranker(str(model), "cpu", seed=0)
+    pairs = right_and_wrong(dev, contradicting(dev, 1, bm25(dev), 0))
+    def fitted(reranker): return calibrate(pair_scores(FastScorer(reranker), dev, pairs), np.array([label for *_, label in pairs])).numbers
+    if fitted(start)[0] < 0: head_of(start).weight.data.neg_()
+    start.save_pretrained(tmp_path / "start")
+    slope = entail(folder / "data", tmp_path / "out", str(tmp_path / "start"), epochs=1, k=4)["settings"]["calibration"][0]
+    left = fitted(open_reranker(tmp_path / "out" / "reranker", "cpu"))
+    assert slope > 0 and left == pytest.approx((1, 0), abs=.01), "nothing is left to calibrate"
+
+
+def test_a_reranker_that_learnt_nothing_is_told_and_left_as_it_is(made, tmp_path, monkeypatch, caplog):
+    folder, _, model, _ = made
+    monkeypatch.setattr(pipeline, "calibrate", lambda *_: Calibration("platt", (-.1, 0.)))
+    results = entail(folder / "data", tmp_path / "out", str(model), epochs=1, k=4)
+    assert results["settings"]["calibration"] is None and "learnt nothing" in caplog.text
 
 
 def test_what_was_stopped_on_the_way_to_yes_and_no_goes_on(made, tmp_path, monkeypatch):
