@@ -192,7 +192,7 @@ def installed(tmp_path_factory):
     # a path added by a .pth file does not have its own .pth files read, so an editable install of this repository stays behind
     Path(site, "beside.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
     [wheel] = folder.glob("*.whl")
-    subprocess.run([*python, "pip", "--python", scripts / "python", "install", "--no-deps", wheel], check=True, capture_output=True)
+    outside([*python, "pip", "--python", scripts / "python", "install", "--no-deps", wheel], folder)
     return scripts
 
 def outside(command, folder):
