@@ -1,9 +1,16 @@
 "Each notebook is a lesson: question, picture, stated time, claims asserted, what goes wrong, questions, exercises that can be checked."
+import multiprocessing
+import os
 import re
+import sys
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import nbformat
 import pytest
-from notebooks import ROOT, code_cells, copied, notebooks, run_cells
+from IPython.core.interactiveshell import InteractiveShell
+from notebooks import QUIET, ROOT, SECONDS, code_cells, copied, notebooks
 
 LESSONS = [path for path in notebooks() if path.stem[0].isdigit()]
 NAMES = [path.stem for path in LESSONS]
@@ -66,17 +73,45 @@ for n in {numbers!r}:
     else: raise AssertionError(f"check_{{n}} accepts the unsolved exercise")
 """
 
+class Shell(InteractiveShell):
+    def enable_gui(self, gui=None): pass  # plots are drawn, and no window opens
+
+def run_each_cell(path: Path) -> None:
+    "Run the notebook at `path`, in its folder, by IPython; for a process of its own."
+    os.chdir(path.parent)
+    os.environ.update(QUIET)
+    sys.path.insert(0, "")
+    shell = Shell.instance()
+    shell.enable_matplotlib("inline")
+    for cell in code_cells(nbformat.read(path, as_version=4)):
+        result = shell.run_cell(cell.source)
+        if error := result.error_before_exec or result.error_in_exec:
+            raise AssertionError(f"cell {cell.id}:\n{''.join(traceback.format_exception(error))}")
+
+@pytest.fixture(scope="module")
+def processes():
+    "A new process for each task, with the large libraries imported: they take longer than some lessons, and what is ours is imported anew."
+    context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+    if os.name != "nt": context.set_forkserver_preload(["sentence_transformers", "peft", "matplotlib.pyplot", "IPython", "nbformat"])
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool: yield pool
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LESSONS, ids=NAMES)
-def test_runs_and_every_checker_accepts_the_solution_and_refuses_the_unsolved_exercise(path):
+def test_runs_and_every_checker_accepts_the_solution_and_refuses_the_unsolved_exercise(path, processes):
     with copied() as root:
         copy = root / "nbs" / path.name
         nb = nbformat.read(copy, as_version=4)
         nb.cells.append(nbformat.v4.new_code_cell(CHECKS.format(numbers=exercises(nb))))
         nbformat.write(nb, copy)
-        run_cells(copy)
+        processes.submit(run_each_cell, copy).result(SECONDS)
 
 # the check itself
+
+def test_a_cell_that_fails_is_named_with_what_it_says(processes, tmp_path):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in ("import torch", "assert 1 == 2, 'not so'", "1")])
+    nbformat.write(nb, tmp_path / "x.ipynb")
+    with pytest.raises(AssertionError, match=rf"cell {nb.cells[1].id}:[\s\S]*not so"):
+        processes.submit(run_each_cell, tmp_path / "x.ipynb").result(SECONDS)
 
 def change(nb, old, new):
     "The first cell that holds `old`, with `new` in its place."
