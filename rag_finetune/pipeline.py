@@ -952,10 +952,11 @@ def run(
 
 # %% ../nbs/90_pipeline.ipynb #97976b31
 def _untrained(
-    data:Dataset, pairs:Sequence[tuple[str, str, float]]  # of its queries and documents
+    data:Dataset, pairs:Sequence[tuple[str, str, float]],  # of its queries and documents
+    base:Remembering                                       # the bundled model, as it comes
 ) -> dict[str, np.ndarray]:  # "bm25" and "base" -> (n_pairs,) scores
-    "What BM25 and the cosine of the bundled model, as it comes, say of each pair."
-    words, base = bm25(data, k=len(data.corpus)), FastEncoder(open_encoder("default"))
+    "What BM25 and the model's cosine say of each pair."
+    words = bm25(data, k=len(data.corpus))
     queries, docs = base.encode_query([data.queries[q] for q, _, _ in pairs]), base.encode_document([data.corpus[d] for _, d, _ in pairs])
     return {"bm25": np.array([words[q].get(d, 0.) for q, d, _ in pairs]), "base": (queries * docs).sum(axis=1)}
 
@@ -999,13 +1000,14 @@ def entail(
         slope = curve.numbers[0]
         if slope > 0: into_head(model, curve)
         else: log.warning("dev's right answers score no higher than its wrong ones: the reranker has learnt nothing, and stays as it is")
-        cheap = {name: calibrate(scores, labels) for name, scores in _untrained(dev, dev_pairs).items()}
+        base = Remembering(open_encoder("default"))
+        cheap = {name: calibrate(scores, labels) for name, scores in _untrained(dev, dev_pairs, base).items()}
     save_model(model, folder / "reranker")
     uses = record_use(test, f"{reranker}, {folder}", uses_file())
     if (uses["count"] or 0) > 1: log.warning("this test split was used %d times, this run included; a second dev by now", uses["count"])
     with clock("test, once"):
-        scorer, words, base = RememberedPairs(FastScorer(model)), bm25(test), FastEncoder(open_encoder("default"))
-        said = {name: cheap[name](scores) for name, scores in _untrained(test, test_pairs).items()}
+        scorer, words = RememberedPairs(FastScorer(model)), bm25(test)
+        said = {name: cheap[name](scores) for name, scores in _untrained(test, test_pairs, base).items()}
         said["reranker"] = expit(pair_scores(scorer, test, test_pairs))
         errors = {name: squared_errors(test_pairs, p) for name, p in said.items()}
         runs = {"bm25": words, "base": dense(test, base, k=10), "bm25+reranker": to_depth(words, rerank(test, words, scorer, k), k)}
