@@ -4,6 +4,7 @@ import inspect
 import sys
 import textwrap
 from dataclasses import is_dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
@@ -50,6 +51,7 @@ copybutton_exclude = ".linenos, .gp, .go"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 
+@cache   # Python reads a whole module again for each class in it
 def source(obj) -> str | None:
     try: return textwrap.dedent(inspect.getsource(obj))
     except (OSError, TypeError): return None

@@ -819,7 +819,7 @@ def _client(
     named = f"openai/{model}" if address else model
     if address: api_key = api_key or os.environ.get("RAG_FINETUNE_API_KEY") or "none"  # OpenAI's key is not for other addresses
     settings = {k: v for k, v in {"base_url": address, "api_key": api_key}.items() if v}
-    try: client:Any = instructor.from_provider(named, **settings)  # type: ignore[call-overload]
+    try: client:Any = instructor.from_provider(named, **settings)
     except (ConfigurationError, openai.OpenAIError, ImportError, ValueError) as e:
         raise DataError(f"model {named}: {' '.join(str(e).split())}") from None
     if not hasattr(client.client, "max_retries"):  # not given to from_provider: most of its builders take it for a field of the request

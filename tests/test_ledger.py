@@ -436,7 +436,7 @@ def stored(path):
     with sqlite3.connect(path, timeout=60) as db: rows = db.execute("SELECT request, answer FROM answers").fetchall()
     return {json.loads(request)["messages"][-1]["content"]: answer for request, answer in rows}
 
-KILLS, ROWS = 24, 400
+KILLS, ROWS = 16, 300
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments_loses_nothing_and_pays_nothing_twice(tmp_path):

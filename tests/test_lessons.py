@@ -1,5 +1,4 @@
 "Each notebook is a lesson: question, picture, stated time, claims asserted, what goes wrong, questions, exercises that can be checked."
-import multiprocessing
 import os
 import re
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from children import started
 from IPython.core.interactiveshell import InteractiveShell
 from notebooks import QUIET, ROOT, SECONDS, code_cells, copied, notebooks
 
@@ -90,10 +90,8 @@ def run_each_cell(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def processes():
-    "A new process for each task, with the large libraries imported: they take longer than some lessons, and what is ours is imported anew."
-    context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-    if os.name != "nt": context.set_forkserver_preload(["sentence_transformers", "peft", "matplotlib.pyplot", "IPython", "nbformat"])
-    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool: yield pool
+    "A new process for each task, with libraries and package imported: that takes longer than some lessons."
+    with ProcessPoolExecutor(1, started(), max_tasks_per_child=1) as pool: yield pool
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LESSONS, ids=NAMES)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from notebooks import ROOT, copied
 from packaging.specifiers import SpecifierSet
-from tiny import tiny_data
+from tiny import tiny_data, tiny_model
 
 import rag_finetune
 from rag_finetune.data import deal, write_beir
@@ -208,13 +208,14 @@ def test_the_wheel_brings_modules_data_and_types(installed, tmp_path):
             "print(r.files('rag_finetune').joinpath('launch', 'review.py').is_file()); "
             "print(*sorted(p.name for p in r.files('rag_finetune.bundled').joinpath('transactions').iterdir())); "
             "from rag_finetune.data import bundled, load; print(*(len(d.queries) for d in load('handbook').values())); "
-            "print(*sorted(p.relative_to(bundled()['handbook']).as_posix() for p in bundled()['handbook'].rglob('*') if p.is_file()))")
-    where, modules, launcher, data, queries, handbook = outside([installed / "python", "-c", code], tmp_path).splitlines()
+            "print(*sorted(p.relative_to(bundled()['handbook']).as_posix() for p in bundled()['handbook'].rglob('*') if p.is_file())); "
+            "from rag_finetune.models import open_encoder; print(open_encoder('default').encode(['a', 'b']).shape)")
+    where, modules, launcher, data, queries, handbook, vectors = outside([installed / "python", "-c", code], tmp_path).splitlines()
     assert Path(where).is_relative_to(installed.parent)
     assert {"py.typed", *(f"{name}.py" for name in MODULES)} <= set(modules.split())
     assert launcher == "True", "what Streamlit runs"
     assert set(data.split()) == {p.name for p in (ROOT / "data" / "transactions").iterdir()}
-    assert queries == "526 119 511"
+    assert (queries, vectors) == ("526 119 511", "(2, 384)")
     folder = ROOT / "data" / "handbook"
     kept = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.suffix not in (".py", ".txt", ".pyc")}
     assert set(handbook.split()) == kept, "all but the script and its sources"
@@ -222,7 +223,8 @@ def test_the_wheel_brings_modules_data_and_types(installed, tmp_path):
 @pytest.mark.slow
 def test_the_wheel_runs_the_main_job_in_another_folder(installed, tmp_path):
     write_beir(deal(tiny_data()), tmp_path / "things")
-    outside([installed / "rag-finetune", "run", "--data", "things", "--epochs", "1", "--out", "out"], tmp_path)
+    model = tiny_model(tmp_path / "tiny")
+    outside([installed / "rag-finetune", "run", "--data", "things", "--model", model, "--epochs", "1", "--out", "out"], tmp_path)
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     assert {"base", "bm25", "tuned"} <= results["systems"].keys()
     assert results["verdict"]["decision"] in {"better", "worse", "no_difference", "not_enough"}
